@@ -1,0 +1,121 @@
+"""Tensors to and from disk through Megatron Core's distributed checkpoints (format ``torch_dist``)."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from megatron.core.dist_checkpointing.validation import StrictHandling
+from torch.distributed.checkpoint.api import CheckpointException
+
+from megacpt.errors import CheckpointError
+
+METADATA = ".metadata"
+# What the index of a torch_dist checkpoint is made of. It is a pickle; anything else in it is refused unread.
+METADATA_MODULES = ("torch.distributed.checkpoint.", "torch.distributed._shard.", "megatron.core.dist_checkpointing.")
+METADATA_NAMES = {
+    "torch": {
+        "Size", "device", "dtype", "float16", "bfloat16", "float32", "float64", "uint8", "int8", "int16", "int32",
+        "int64", "bool", "strided", "contiguous_format", "preserve_format", "float8_e4m3fn", "float8_e5m2",
+    },
+    "torch.serialization": {"_get_layout"},
+    "collections": {"OrderedDict", "defaultdict"},
+    "builtins": {"set", "frozenset", "list", "dict", "tuple", "int", "str", "slice"},
+    "pathlib": {"PosixPath", "PurePosixPath", "Path"},
+}  # fmt: skip
+
+
+class _OnlyMetadata(pickle.Unpickler):
+    """Unpickles the index of a checkpoint and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name in METADATA_NAMES.get(module, ()) or (module + ".").startswith(METADATA_MODULES):
+            return super().find_class(module, name)
+        raise CheckpointError(
+            f"the checkpoint's {METADATA} refers to {module}.{name}, which no checkpoint index needs; "
+            "the file was not written by a checkpoint writer and is not loaded"
+        )
+
+
+def check_metadata(folder: Path) -> None:
+    """Refuse a checkpoint whose index would run foreign code when it is read.
+
+    Raises:
+        CheckpointError: if the index is missing, damaged or refers to anything but checkpoint metadata.
+    """
+    path = folder / METADATA
+    try:
+        with path.open("rb") as file:
+            _OnlyMetadata(file).load()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing: {folder} is no complete checkpoint") from error
+    except (pickle.UnpicklingError, EOFError, AttributeError, ValueError, IndexError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Turn a failure of the disk below Megatron's writers into an error that names it."""
+    try:
+        yield
+    except (OSError, CheckpointException, CheckpointingException, RuntimeError) as error:
+        text = str(error)
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text or "File too large" in text:
+            raise CheckpointError(
+                f"no space left while writing {folder}; the checkpoints before it are untouched. "
+                "Free some space, or lower checkpoint.keep_last, and run the same command again"
+            ) from error
+        raise CheckpointError(f"cannot write {folder}: {text.strip().splitlines()[-1]}") from error
+
+
+def save_tensors(state: dict[str, Any], folder: Path, asynchronous: bool = False) -> AsyncRequest | None:
+    """Write this rank's parts of the global tensors in `state` to `folder`; every rank calls this.
+
+    Args:
+        state: an engine's state.
+        folder: an empty folder, or one that is made.
+        asynchronous: return at once with the request that goes on in the background.
+
+    Raises:
+        CheckpointError: if the disk is full or fails.
+    """
+    if dist.get_rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+    dist.barrier()
+    logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)
+    with _explained(folder):
+        request: AsyncRequest | None = dist_checkpointing.save(
+            state, str(folder), async_sharded_save=asynchronous
+        )
+    return request
+
+
+def load_tensors(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Read what `state` describes from `folder`, whatever layout wrote it; every rank calls this.
+
+    Args:
+        state: an engine's state: which parts of which global tensors this rank wants, and the tensors to fill.
+        folder: a checkpoint.
+
+    Returns:
+        The same names with loaded tensors.
+
+    Raises:
+        CheckpointError: if the checkpoint is damaged or holds another model.
+    """
+    check_metadata(folder)
+    try:
+        loaded: dict[str, Any] = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
+    except (CheckpointingException, CheckpointException, KeyError, ValueError, RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()
+        raise CheckpointError(f"{folder} does not fit this model: {reason[0] if reason else error!r}") from error
+    return loaded

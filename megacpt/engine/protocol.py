@@ -1,0 +1,71 @@
+"""What the train loop knows of an engine: one optimizer step, evaluation, state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Batch(NamedTuple):
+    """A microbatch of one data-parallel rank.
+
+    Attributes:
+        tokens: [b, L + 1], ids; the model predicts ``tokens[:, 1:]`` from ``tokens[:, :-1]``.
+        valid: [b, L], which predictions count; None for all.
+    """
+
+    tokens: NDArray[np.int64]
+    valid: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one optimizer step did.
+
+    Attributes:
+        loss: nats a valid token, over the global batch.
+        tokens: valid tokens of the global batch.
+        grad_norm: L2 norm of the gradient before clipping.
+        skipped: the gradient was not finite, and the step left the weights as they were.
+        statistics: further scalars (routers, quantisers).
+    """
+
+    loss: float
+    tokens: int
+    grad_norm: float
+    skipped: bool
+    statistics: dict[str, float] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """Turns samples into optimizer steps under some parallel layout."""
+
+    @property
+    def data_rank(self) -> int:
+        """This rank's place on the data axis."""
+
+    @property
+    def data_size(self) -> int:
+        """The number of data-parallel ranks."""
+
+    def train_step(self, batches: Sequence[Batch], rate: float, weight_decay: float) -> StepReport:
+        """Accumulate the gradient of `batches` over all ranks and update the weights once.
+
+        Args:
+            batches: this data-parallel rank's microbatches; as many on every rank.
+            rate: learning rate of the step.
+            weight_decay: decay rate of the step, multiplied by `rate`.
+        """
+
+    def evaluate(self, batches: Sequence[Batch]) -> tuple[float, int]:
+        """Return the summed loss in nats and the number of valid tokens over all ranks."""
+
+    def state(self) -> dict[str, Any]:
+        """Describe the weights and the optimizer's state as parts of global tensors, for saving or loading into."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what was loaded into the tensors of `state`."""

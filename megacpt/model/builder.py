@@ -1,0 +1,192 @@
+"""From a `ModelConfig` to Megatron's modules: the configuration, the layer specs, the model of a pipeline stage."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor
+
+from megacpt.model.attention import CausalAttention
+from megacpt.model.norm import RMSNorm
+from megacpt.model.rope import scale_frequencies
+from megacpt.ops.cross_entropy import fused_cross_entropy
+from megacpt.runtime.device import on_cuda
+from megacpt.runtime.layout import Layout
+
+if TYPE_CHECKING:
+    from megacpt.config import ModelConfig
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ACTIVATIONS = {"swiglu": F.silu, "geglu": F.gelu, "gelu": F.gelu}
+
+
+def _leave(weight: Tensor) -> Tensor:
+    """Initialise nothing."""
+    return weight
+
+
+def transformer_config(
+    model: ModelConfig, layout: Layout, precision: str = "float32", recompute: str = "none"
+) -> TransformerConfig:
+    """Translate a model and its layout into Megatron's configuration.
+
+    Args:
+        model: the network.
+        layout: the parallel layout.
+        precision: ``float32`` or ``bfloat16`` (with float32 main parameters and gradients).
+        recompute: ``none``, ``selective`` (core attention) or ``full`` (every layer).
+    """
+    cuda = on_cuda()
+    interleaved = layout.virtual_pipeline > 1
+    return TransformerConfig(
+        num_layers=model.layers,
+        hidden_size=model.hidden,
+        ffn_hidden_size=model.ffn,
+        num_attention_heads=model.heads,
+        num_query_groups=model.kv_heads,
+        kv_channels=model.head_dim,
+        qk_layernorm=model.qk_norm,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.norm_eps,
+        gated_linear_unit=model.activation in ("swiglu", "geglu"),
+        activation_func=ACTIVATIONS[model.activation],
+        add_bias_linear=model.bias,
+        add_qkv_bias=model.qkv_bias,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        # `init.initialise` fills the weights, the same in every layout. Megatron's own initialisation has to run all
+        # the same: it marks the parameters that are split, without which clipping would count shared ones twice.
+        init_method=_leave,
+        output_layer_init_method=_leave,
+        embedding_init_method=_leave,
+        params_dtype=DTYPES[precision],
+        pipeline_dtype=DTYPES[precision],
+        bf16=precision == "bfloat16",
+        tensor_model_parallel_size=layout.tensor,
+        pipeline_model_parallel_size=layout.pipeline,
+        virtual_pipeline_model_parallel_size=layout.virtual_pipeline if interleaved else None,
+        context_parallel_size=layout.context,
+        sequence_parallel=layout.sequence,
+        # gloo swaps batched sends and receives between two ranks; unbatched, overlapped ones are right.
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
+        deallocate_pipeline_outputs=cuda,
+        # The sum of the losses is divided by the global number of valid tokens, whatever the accumulation.
+        calculate_per_token_loss=True,
+        recompute_granularity=None if recompute == "none" else recompute,
+        recompute_method="uniform" if recompute == "full" else None,
+        recompute_num_layers=1 if recompute == "full" else None,
+        gradient_accumulation_fusion=False,
+        bias_dropout_fusion=False,
+        bias_activation_fusion=False,
+        masked_softmax_fusion=False,
+        persist_layer_norm=False,
+    )
+
+
+def layer_spec(qk_norm: bool) -> ModuleSpec:
+    """Return the spec of a pre-norm decoder layer: attention, then a feed-forward network."""
+    head_norm = RMSNorm if qk_norm else IdentityOp
+    attention = ModuleSpec(
+        module=SelfAttention,
+        params={"attn_mask_type": AttnMaskType.causal},
+        submodules=SelfAttentionSubmodules(
+            linear_qkv=ColumnParallelLinear,
+            core_attention=CausalAttention,
+            linear_proj=RowParallelLinear,
+            q_layernorm=head_norm,
+            k_layernorm=head_norm,
+        ),
+    )
+    feed_forward = ModuleSpec(
+        module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+    )
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=RMSNorm,
+            self_attention=attention,
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=RMSNorm,
+            mlp=feed_forward,
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+
+
+class CausalLM(GPTModel):
+    """Megatron's GPT model with megacpt's fused, vocabulary-parallel cross entropy."""
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Cross entropy of each token, in nats.
+
+        Args:
+            labels: [b, s], ids of the whole vocabulary.
+            logits: [s, b, V / tp], this rank's part of the vocabulary; overwritten by its gradient.
+
+        Returns:
+            [b, s], float32.
+        """
+        group = self.pg_collection.tp
+        width = logits.shape[-1]
+        flat = fused_cross_entropy(
+            logits.reshape(-1, width), labels.t().reshape(-1), group.rank() * width, group
+        )
+        return flat.view(logits.shape[0], logits.shape[1]).t()
+
+
+def build_stage(
+    model: ModelConfig, config: TransformerConfig, padded_vocab: int, virtual_stage: int | None = None
+) -> CausalLM:
+    """Build this rank's part of the model, uninitialised.
+
+    Args:
+        model: the network.
+        config: its translation by `transformer_config`.
+        padded_vocab: rows of the embedding.
+        virtual_stage: which chunk of the rank, with interleaved pipelines.
+    """
+    spec = layer_spec(model.qk_norm)
+    layers = get_num_layers_to_build(config, vp_stage=virtual_stage)
+    stage = CausalLM(
+        config=config,
+        transformer_layer_spec=TransformerBlockSubmodules([spec] * layers, layer_norm=RMSNorm),
+        vocab_size=padded_vocab,
+        max_sequence_length=model.max_seq_length,
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=virtual_stage),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=virtual_stage),
+        parallel_output=True,
+        share_embeddings_and_output_weights=model.tied_embeddings,
+        position_embedding_type="rope",
+        rotary_percent=model.rope.share,
+        rotary_base=model.rope.base,
+        pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
+        vp_stage=virtual_stage,
+    )
+    rope = stage.rotary_pos_emb
+    rope.inv_freq = scale_frequencies(rope.inv_freq, model.rope.scaling)
+    return stage
+
+
+def build_model(
+    model: ModelConfig, config: TransformerConfig, padded_vocab: int, layout: Layout
+) -> list[CausalLM]:
+    """Build this rank's model chunks: one, or one for each virtual pipeline stage."""
+    if layout.virtual_pipeline == 1:
+        return [build_stage(model, config, padded_vocab)]
+    return [build_stage(model, config, padded_vocab, stage) for stage in range(layout.virtual_pipeline)]

@@ -1,0 +1,34 @@
+"""RMSNorm with Megatron's signature, carrying the mark that sequence parallelism needs."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation, ``y = x / sqrt(mean(x^2) + eps) * weight``.
+
+    Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization", eq. 4.
+
+    The weight is replicated over the tensor-parallel ranks. Under sequence parallelism each of them sees a part
+    of the sequence, so its gradient has to be summed over them: Megatron does that for parameters that are
+    marked ``sequence_parallel``.
+
+    Args:
+        config: Megatron's configuration of the model.
+        hidden_size: size of the last dim of the input.
+        eps: added to the mean square.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        device = torch.empty(0, device="cpu").device if config.use_cpu_initialization else None
+        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=device))
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dim of `x`, whatever the others are."""
+        return nn.functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
