@@ -1,0 +1,66 @@
+"""What a run is: typed, validated YAML. Imports no torch and no numpy."""
+
+from __future__ import annotations
+
+from megacpt.config.checks import check, check_layout, check_streams
+from megacpt.config.loading import dump, load_model, load_run, overlay, run_from_mapping
+from megacpt.config.model import LinearScaling, Llama3Scaling, ModelConfig, RopeConfig, RopeScaling
+from megacpt.config.parts import (
+    BatchConfig,
+    CheckpointConfig,
+    EvaluateConfig,
+    LogConfig,
+    OptimConfig,
+    ParallelConfig,
+)
+from megacpt.config.quantities import Duration, Rate, Share, Tokens
+from megacpt.config.run import RunConfig
+from megacpt.config.schedule import (
+    AnnealSchedule,
+    ConstantSchedule,
+    CosineSchedule,
+    InfiniteSchedule,
+    LinearSchedule,
+    RewarmedCosineSchedule,
+    ScheduleConfig,
+    WsdSchedule,
+)
+from megacpt.config.stage import ReplayConfig, StageConfig, StreamConfig
+
+__all__ = [
+    "AnnealSchedule",
+    "BatchConfig",
+    "CheckpointConfig",
+    "ConstantSchedule",
+    "CosineSchedule",
+    "Duration",
+    "EvaluateConfig",
+    "InfiniteSchedule",
+    "LinearScaling",
+    "LinearSchedule",
+    "Llama3Scaling",
+    "LogConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "ParallelConfig",
+    "Rate",
+    "ReplayConfig",
+    "RewarmedCosineSchedule",
+    "RopeConfig",
+    "RopeScaling",
+    "RunConfig",
+    "ScheduleConfig",
+    "Share",
+    "StageConfig",
+    "StreamConfig",
+    "Tokens",
+    "WsdSchedule",
+    "check",
+    "check_layout",
+    "check_streams",
+    "dump",
+    "load_model",
+    "load_run",
+    "overlay",
+    "run_from_mapping",
+]

@@ -1,0 +1,202 @@
+"""The smaller sections of a run: optimizer, batch, layout, checkpoints, evaluation, log."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from megacpt.config.base import Count, Interval, LocalPath, Number, Section, StreamName
+from megacpt.config.quantities import Duration, Tokens
+
+
+class OptimConfig(Section):
+    """The optimizer and its hyperparameters."""
+
+    optimizer: Literal["adamw"] = Field(
+        default="adamw",
+        description="adamw: Adam with decoupled weight decay (Loshchilov and Hutter 2019).",
+        examples=["adamw"],
+    )
+    peak_lr: Number = Field(
+        gt=0,
+        description="Highest learning rate of the schedule; rates given as percentages are percentages of "
+        "it. Larger models want smaller rates: 3e-4 at 400M parameters, 1.2e-4 at 10B (Ibrahim et al. "
+        "2024).",
+        examples=[3e-4],
+    )
+    weight_decay: Number = Field(
+        default=0.1,
+        ge=0,
+        description="Decoupled weight decay: each step shrinks a weight by `rate * weight_decay` of itself. "
+        "Norms and biases are left alone.",
+        examples=[0.1],
+    )
+    beta1: Number = Field(
+        default=0.9,
+        ge=0,
+        lt=1,
+        description="Decay of Adam's running mean of the gradient, per step.",
+        examples=[0.9],
+    )
+    beta2: Number = Field(
+        default=0.95,
+        ge=0,
+        lt=1,
+        description="Decay of Adam's running mean of the squared gradient, per step.",
+        examples=[0.95],
+    )
+    eps: Number = Field(
+        default=1e-8,
+        gt=0,
+        description="Small number added to the root of Adam's second moment, against division by zero.",
+        examples=[1e-8],
+    )
+    clip: Number | None = Field(
+        default=1.0,
+        gt=0,
+        description="Gradients are scaled down where their global L2 norm exceeds this. null: no clipping.",
+        examples=[1.0],
+    )
+
+
+class BatchConfig(Section):
+    """How many tokens an optimizer step sees."""
+
+    sequences: Count = Field(
+        ge=1,
+        description="Sequences in one optimizer step, over all ranks: the global batch. One step sees "
+        "`sequences * seq_length` tokens. It must be a multiple of `microbatch` times the data-parallel "
+        "size.",
+        examples=[32, 1024],
+    )
+    seq_length: Count = Field(
+        ge=1,
+        description="Tokens in one sequence; at most `model.max_seq_length`.",
+        examples=[256, 2048],
+    )
+    microbatch: Count = Field(
+        default=1,
+        ge=1,
+        description="Sequences that one rank pushes through the model at once. It decides memory and speed, "
+        "never the result: gradients are accumulated until the step is complete.",
+        examples=[4],
+    )
+
+
+class ParallelConfig(Section):
+    """How model and batch are spread over ranks; what remains of the world size is data parallelism."""
+
+    tensor: Count = Field(
+        default=1,
+        ge=1,
+        description="Tensor-parallel size: ranks that share each matrix. It must divide the attention "
+        "heads, the MLP width and the padded vocabulary.",
+        examples=[2],
+    )
+    pipeline: Count = Field(
+        default=1,
+        ge=1,
+        description="Pipeline-parallel size: groups of layers on different ranks. It must divide the layers.",
+        examples=[2],
+    )
+    virtual_pipeline: Count = Field(
+        default=1,
+        ge=1,
+        description="Interleaved pipelining: how many groups of layers each pipeline rank holds. Above 1 it "
+        "shrinks the pipeline bubble for more communication; it needs `pipeline` above 1 and a number of "
+        "microbatches a rank that `pipeline` divides. `pipeline * virtual_pipeline` must divide the layers.",
+        examples=[2],
+    )
+    context: Count = Field(
+        default=1,
+        ge=1,
+        description="Context-parallel size: ranks that share each sequence. `2 * context` must divide "
+        "`batch.seq_length`.",
+        examples=[2],
+    )
+    sequence: bool = Field(
+        default=False,
+        description="Sequence parallelism: norms and residuals are split along the sequence among the "
+        "tensor-parallel ranks. Saves activation memory; needs `tensor` above 1.",
+        examples=[True],
+    )
+    distributed_optimizer: bool = Field(
+        default=False,
+        description="Split the optimizer state over the data-parallel ranks (ZeRO-1). Same numbers, less memory.",
+        examples=[True],
+    )
+
+
+class CheckpointConfig(Section):
+    """When the run is saved, and which checkpoints stay."""
+
+    every: Interval = Field(
+        default=Duration.parse("500 steps"),
+        description="Save a checkpoint each time this much is done: steps, tokens, or a percentage of the "
+        "stage. The end of the stage is always saved.",
+        examples=["500 steps", "10%"],
+    )
+    keep_last: Count | None = Field(
+        default=2,
+        ge=1,
+        description="Keep this many of the newest checkpoints. null: keep all.",
+        examples=[2],
+    )
+    keep_every: Interval | None = Field(
+        default=None,
+        description="Keep for good one checkpoint each time this much is done, on top of the newest. null: none.",
+        examples=["5000 steps"],
+    )
+    keep_best: Count | None = Field(
+        default=None,
+        ge=1,
+        description="Keep this many checkpoints with the lowest mean evaluation loss, on top of the newest. "
+        "null: none.",
+        examples=[1],
+    )
+    asynchronous: bool = Field(
+        default=False,
+        description="Write in the background while training goes on; costs host memory for one copy of the state.",
+        examples=[True],
+    )
+
+
+class EvaluateConfig(Section):
+    """Loss on held-out streams during training."""
+
+    every: Interval = Field(
+        default=Duration.parse("200 steps"),
+        description="Evaluate each time this much is done: steps, tokens, or a percentage of the stage; "
+        "also at the start and the end of the stage.",
+        examples=["200 steps"],
+    )
+    tokens: Tokens = Field(
+        default=Tokens.parse("100k"),
+        description="How many tokens of each stream are evaluated, from its start; the whole stream where "
+        "it is shorter.",
+        examples=["100k"],
+    )
+    streams: dict[StreamName, LocalPath] = Field(
+        default_factory=dict,
+        description="Held-out streams by name, each with its folder, relative to where the command is run. "
+        "A stage file adds to those of the run it continues (so that forgetting is seen); `NAME: null` "
+        "there drops one.",
+        examples=["{english: data/english-valid}"],
+    )
+
+
+class LogConfig(Section):
+    """What is written while training."""
+
+    every: Interval = Field(
+        default=Duration.parse("10 steps"),
+        description="Write a line of metrics (loss, rate, gradient norm, tokens per second) each time this "
+        "much is done: steps, tokens, or a percentage of the stage.",
+        examples=["10 steps"],
+    )
+    tensorboard: bool = Field(
+        default=True,
+        description="Also write the metrics for TensorBoard, to RUN/tensorboard.",
+        examples=[False],
+    )

@@ -1,0 +1,154 @@
+"""A run: everything that decides what is trained, and whether its parts agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from megacpt.config.base import Count, LocalPath, Problem, Section, raise_problems
+from megacpt.config.model import ModelConfig
+from megacpt.config.parts import (
+    BatchConfig,
+    CheckpointConfig,
+    EvaluateConfig,
+    LogConfig,
+    OptimConfig,
+    ParallelConfig,
+)
+from megacpt.config.quantities import Rate
+from megacpt.config.schedule import (
+    AnnealSchedule,
+    ConstantSchedule,
+    InfiniteSchedule,
+    ScheduleConfig,
+    WsdSchedule,
+)
+from megacpt.config.stage import StageConfig
+from megacpt.config.yaml_text import short
+
+
+class RunConfig(Section):
+    """Everything that decides a run; saved in its folder as run.yaml."""
+
+    run: LocalPath = Field(
+        description="Folder of the run: run.yaml, checkpoints, metrics and logs are written there.",
+        examples=["runs/english"],
+    )
+    seed: Count = Field(
+        default=1234,
+        ge=0,
+        le=2**32 - 1,
+        description="Seed of the initial weights and of the order of the data.",
+        examples=[1234],
+    )
+    model: ModelConfig = Field(
+        description="The network: a name from configs/models, the path of a YAML file, or the keys themselves.",
+        examples=["tiny"],
+    )
+    tokenizer: str = Field(
+        min_length=1,
+        description="How text becomes tokens: `bytes` (UTF-8 bytes, no training needed), or the path of a "
+        "SentencePiece model, of a Hugging Face tokenizer.json, or of a folder that holds either.",
+        examples=["bytes", "tokenizers/english"],
+    )
+    stage: StageConfig = Field(description="What is trained on: a mixture of streams, for a number of tokens.")
+    schedule: ScheduleConfig = Field(
+        default_factory=InfiniteSchedule,
+        description="The learning rate as a function of tokens.",
+    )
+    optim: OptimConfig = Field(description="The optimizer and its hyperparameters.")
+    batch: BatchConfig = Field(description="How many tokens an optimizer step sees.")
+    parallel: ParallelConfig = Field(
+        default_factory=ParallelConfig, description="How the model and the batch are spread over ranks."
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="Arithmetic of the model. bfloat16 keeps the trained weights and the optimizer in float32.",
+        examples=["bfloat16"],
+    )
+    recompute: Literal["none", "selective", "full"] = Field(
+        default="none",
+        description="Activations computed again in the backward pass instead of kept: none; selective (the "
+        "attention core only); full (every layer; least memory, about a third more computation).",
+        examples=["selective"],
+    )
+    checkpoint: CheckpointConfig = Field(
+        default_factory=CheckpointConfig, description="When the run is saved, and which checkpoints stay."
+    )
+    evaluate: EvaluateConfig = Field(
+        default_factory=EvaluateConfig, description="Loss on held-out streams during training."
+    )
+    log: LogConfig = Field(default_factory=LogConfig, description="What is written while training.")
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimizer step sees, over all ranks."""
+        return self.batch.sequences * self.batch.seq_length
+
+    @property
+    def stage_steps(self) -> int:
+        """Optimizer steps of the stage; the last one reaches `stage.tokens` or passes it."""
+        return -(-self.stage.tokens // self.tokens_per_step)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        raise_problems([*self._rate_problems(), *self._phase_problems(), *self._kind_problems()])
+        return self
+
+    def _rate_problems(self) -> Iterator[Problem]:
+        schedule, peak = self.schedule, self.optim.peak_lr
+        if isinstance(schedule, ConstantSchedule):
+            return
+        low = schedule.min_lr.value(peak)
+        if low > peak:
+            yield self._above_peak("schedule.min_lr", schedule.min_lr)
+        elif isinstance(schedule, InfiniteSchedule):
+            constant = schedule.constant_lr.value(peak)
+            if constant > peak:
+                yield self._above_peak("schedule.constant_lr", schedule.constant_lr)
+            elif constant < low:
+                text = f"{_rate(schedule.constant_lr, peak)} is below schedule.min_lr, {_rate(schedule.min_lr, peak)}"
+                yield Problem("schedule.constant_lr", text)
+        elif isinstance(schedule, AnnealSchedule) and schedule.shape == "exponential" and low == 0:
+            text = "an exponential decay never reaches 0: give a rate above 0, or take another schedule.shape"
+            yield Problem("schedule.min_lr", text)
+
+    def _above_peak(self, key: str, rate: Rate) -> Problem:
+        peak = self.optim.peak_lr
+        text = f"{_rate(rate, peak)} is above optim.peak_lr, {short(peak)}: take less, or a percentage of the peak"
+        return Problem(key, text)
+
+    def _phase_problems(self) -> Iterator[Problem]:
+        schedule, whole = self.schedule, int(self.stage.tokens)
+        if isinstance(schedule, AnnealSchedule):
+            return
+        warmup = schedule.warmup.tokens(whole, self.tokens_per_step)
+        if isinstance(schedule, InfiniteSchedule):
+            cooldown = schedule.cooldown.tokens(whole, self.tokens_per_step)
+            if cooldown < warmup:
+                text = (
+                    f"{schedule.cooldown} ({cooldown:,} tokens) ends before the warmup, {schedule.warmup} "
+                    f"({warmup:,} tokens): both are counted from the start of the stage, "
+                    "so cooldown must be the later"
+                )
+                yield Problem("schedule.cooldown", text)
+        if isinstance(schedule, WsdSchedule):
+            decay = schedule.decay.tokens(whole, self.tokens_per_step)
+            if warmup + decay > whole:
+                text = f"warmup ({warmup:,} tokens) and decay ({decay:,}) exceed the stage ({whole:,} tokens)"
+                yield Problem("schedule.decay", text)
+
+    def _kind_problems(self) -> Iterator[Problem]:
+        annealing = isinstance(self.schedule, AnnealSchedule)
+        if self.stage.kind == "anneal" and not annealing:
+            text = f"a stage of kind anneal needs schedule.kind anneal, not {self.schedule.kind}"
+            yield Problem("schedule.kind", text)
+        if self.stage.kind == "trunk" and annealing:
+            text = "the anneal schedule makes a release branch: set stage.kind to anneal, or another kind here"
+            yield Problem("schedule.kind", text)
+
+
+def _rate(rate: Rate, peak: float) -> str:
+    return f"{rate} ({short(rate.value(peak))})" if rate.relative else short(rate.value(peak))

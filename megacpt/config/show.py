@@ -1,0 +1,39 @@
+"""A run as resolved, with the numbers that follow from it: `megacpt config show`."""
+
+from __future__ import annotations
+
+from megacpt.config.loading import dump
+from megacpt.config.run import RunConfig
+
+
+def derived(config: RunConfig, vocab: int | None = None, world_size: int | None = None) -> dict[str, int]:
+    """Numbers that follow from a run, by name.
+
+    Args:
+        config: the run.
+        vocab: entries of the tokenizer, for the size of the model where `model.vocab_size` is null.
+        world_size: number of ranks; adds the data-parallel size and the microbatches of a rank. The layout must
+            be one that `check_layout` accepts.
+    """
+    parallel, batch = config.parallel, config.batch
+    numbers = {
+        "tokens_per_step": config.tokens_per_step,
+        "stage_steps": config.stage_steps,
+        "stage_tokens": config.stage_steps * config.tokens_per_step,
+        "replay_tokens": round(config.stage.replay.share * config.stage_steps * config.tokens_per_step),
+    }
+    if config.model.vocab_size is not None or vocab is not None:
+        numbers["padded_vocab"] = config.model.padded_vocab(vocab)
+        numbers["parameters"] = config.model.parameters(vocab)
+    if world_size is not None:
+        data = world_size // (parallel.tensor * parallel.pipeline * parallel.context)
+        numbers["data_parallel"] = data
+        numbers["microbatches"] = batch.sequences // (batch.microbatch * data)
+    return numbers
+
+
+def show(config: RunConfig, vocab: int | None = None, world_size: int | None = None) -> str:
+    """The run as YAML, every key written out, and below it (as comments) the numbers of `derived`."""
+    numbers = derived(config, vocab, world_size)
+    width = max(map(len, numbers))
+    return "\n".join([dump(config), "# derived:", *(f"#   {name:<{width}}  {n:,}" for name, n in numbers.items())])

@@ -1,0 +1,117 @@
+"""The files in configs/: they load, they are explained, and the models have their published sizes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import megacpt
+from megacpt.config import check_layout, load_model, load_run, overlay
+from megacpt.config.library import configs_folder, model_path, names
+from megacpt.config.yaml_text import read_document
+from megacpt.errors import ConfigError, SetupError
+
+FILES = sorted(configs_folder().glob("*/*.yaml"))
+
+# Published parameter counts. Those of the Spectra suite follow from its table of sizes in bits, 16 for each weight.
+PUBLISHED = {
+    "llama3-8b": 8.03e9,
+    "llama3-70b": 70.55e9,
+    "ibrahim2024-410m": 405e6,
+    "ibrahim2024-10b": 9.6e9,
+    "therien2025-dense-570m": 570e6,
+    "spectra-floatlm-99m": 1.60e9 / 16,
+    "spectra-floatlm-190m": 3.05e9 / 16,
+    "spectra-floatlm-390m": 6.28e9 / 16,
+    "spectra-floatlm-560m": 9.11e9 / 16,
+    "spectra-floatlm-830m": 13.34e9 / 16,
+    "spectra-floatlm-1.1b": 18.39e9 / 16,
+    "spectra-floatlm-1.5b": 24.23e9 / 16,
+    "spectra-floatlm-2.4b": 39.38e9 / 16,
+    "spectra-floatlm-3.9b": 63.83e9 / 16,
+}
+
+
+@pytest.mark.parametrize("name", names("models"))
+def test_models(name: str) -> None:
+    model = load_model(name)
+    assert model.name == name
+    parameters = model.parameters(257)
+    if name in PUBLISHED:
+        assert model.vocab_size is not None
+        assert parameters == pytest.approx(PUBLISHED[name], rel=0.005)
+    else:
+        assert parameters == {"tiny": 836_736, "small": 23_994_880}[name]
+
+
+def test_all_published_models_are_there() -> None:
+    assert set(names("models")) == {"tiny", "small", *PUBLISHED}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_key_is_explained_where_it_stands(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# ")
+    for line in lines:
+        if re.match(r" *\w+:", line):
+            assert re.search(r" # \S", line), line
+        assert len(line) <= 120
+
+
+@pytest.mark.parametrize("path", sorted((configs_folder() / "models").glob("*.yaml")), ids=lambda path: path.stem)
+def test_models_write_every_key(path: Path) -> None:
+    # head_dim follows from the others in all of them, and the name is that of the file.
+    written = set(read_document(path).data)
+    assert written == set(type(load_model("tiny")).model_fields) - {"name", "head_dim"}
+
+
+def test_the_example_run_names_every_key() -> None:
+    path = configs_folder() / "runs" / "english.yaml"
+    run = load_run(path)
+    written = read_document(path).data
+    for section, values in run.model_dump().items():
+        if isinstance(values, dict) and section != "model":
+            assert set(written[section]) == set(values), section
+    assert set(written) == set(type(run).model_fields)
+
+
+def test_the_example_run_and_its_stages() -> None:
+    run = load_run(configs_folder() / "runs" / "english.yaml")
+    check_layout(run, 2, 257)
+    stages = configs_folder() / "stages"
+    python = overlay(run, stages / "python.yaml", run="runs/python")
+    assert python.stage.replay.share == 0.25
+    assert set(python.evaluate.streams) == {"english", "python"}
+    release = overlay(python, stages / "anneal.yaml", run="runs/release")
+    assert release.schedule.kind == "anneal"
+    german = overlay(release, stages / "rewarm.yaml", run="runs/german")
+    assert german.schedule.kind == "rewarmed_cosine"
+    assert names("stages") == ["anneal", "python", "rewarm"]
+
+
+def test_tiny_fits_the_layouts_of_a_laptop() -> None:
+    run = configs_folder() / "runs" / "english.yaml"
+    for layout in ("tensor=2", "tensor=4", "pipeline=4", "context=2"):
+        check_layout(load_run(run, [f"parallel.{layout}"]), 4, 257)
+    check_layout(load_run(run, ["parallel.pipeline=2", "parallel.virtual_pipeline=2"]), 2, 257)
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(ConfigError, match=r"there is no model 'lama3-8b'; did you mean 'llama3-8b'\? \(known: "):
+        model_path("lama3-8b")
+    assert model_path("models/mine.yaml") == Path("models/mine.yaml")
+    assert model_path("mine.yml") == Path("mine.yml")
+
+
+def test_a_foreign_folder_of_that_name_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "megacpt").mkdir()
+    (tmp_path / "configs").mkdir()
+    monkeypatch.setattr(megacpt, "__file__", str(tmp_path / "megacpt" / "__init__.py"))
+    with pytest.raises(SetupError, match="install megacpt again"):
+        configs_folder.__wrapped__()
+    inside = tmp_path / "megacpt" / "configs" / "models"
+    inside.mkdir(parents=True)
+    (inside / "tiny.yaml").touch()
+    assert configs_folder.__wrapped__() == inside.parent
