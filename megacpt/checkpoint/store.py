@@ -1,1 +1,209 @@
-"""placeholder"""
+"""The checkpoints of a run: each written beside the others, verified, and only then given its name."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+
+from megacpt.checkpoint.manifest import MANIFEST, damage, make_manifest
+from megacpt.checkpoint.tensors import explained, load_tensors, save_tensors
+from megacpt.errors import CheckpointError
+from megacpt.runtime.layout import is_first_rank
+
+log = logging.getLogger(__name__)
+NAME = re.compile(r"step-(\d{8,})$")
+
+
+def checkpoint_step(folder: Path) -> int:
+    """Return the step in a checkpoint folder's name."""
+    match = NAME.match(folder.name)
+    if match is None:
+        raise CheckpointError(f"{folder} is not named like a checkpoint (step-00001234)")
+    return int(match.group(1))
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Return the checkpoint folders of a run, oldest first; unfinished ones do not count."""
+    folder = run / "checkpoints"
+    found = [p for p in folder.iterdir() if NAME.match(p.name)] if folder.is_dir() else []
+    return sorted(found, key=checkpoint_step)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return the checkpoint that `path` means: itself, or the newest of a run folder.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    if (path / MANIFEST).is_file():
+        return path
+    newest = checkpoints(path)
+    if newest:
+        return newest[-1]
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; give a run folder or one of its checkpoints")
+    raise CheckpointError(f"{path} holds no checkpoint: give a run folder (with checkpoints/step-...) or one of those")
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay.
+
+    Attributes:
+        last: how many of the newest; None for all.
+        every: keep for good those whose step is a multiple of this.
+        best: how many of those with the lowest score.
+    """
+
+    last: int | None = 2
+    every: int | None = None
+    best: int | None = None
+
+    def superfluous(self, steps: list[int], scores: Mapping[int, float]) -> list[int]:
+        """Return the steps whose checkpoints may go; `scores` are evaluation losses, lower is better."""
+        if self.last is None:
+            return []
+        keep = set(sorted(steps)[-self.last :])
+        if self.every:
+            keep |= {step for step in steps if step % self.every == 0}
+        if self.best:
+            scored = sorted((s for s in steps if s in scores), key=lambda s: (scores[s], s))
+            keep |= set(scored[: self.best])
+        return [step for step in steps if step not in keep]
+
+
+class Store:
+    """Writes and finds the checkpoints of one run; every rank has one and makes the same calls.
+
+    Args:
+        run: the run folder.
+        retention: which checkpoints stay after a new one is complete.
+    """
+
+    def __init__(self, run: Path, retention: Retention | None = None) -> None:
+        self.folder = run / "checkpoints"
+        self.run = run
+        self.retention = retention or Retention()
+        self.queue = AsyncCallsQueue()
+        self.scores: dict[int, float] = {}
+
+    def path(self, step: int) -> Path:
+        """Return where the checkpoint of `step` is or will be."""
+        return self.folder / f"step-{step:08d}"
+
+    def save(
+        self, step: int, state: dict[str, Any], files: Mapping[str, str], asynchronous: bool = False
+    ) -> Path:
+        """Write a checkpoint; with `asynchronous`, return while it is still being written.
+
+        A checkpoint appears under its name once every file has been written, flushed and read back.
+
+        Args:
+            step: the step it belongs to.
+            state: an engine's state.
+            files: further files by name (ledger, configuration), as text.
+            asynchronous: write in the background; call `poll` at every step.
+
+        Raises:
+            CheckpointError: if the disk is full or fails; earlier checkpoints are untouched.
+        """
+        self.poll(wait=True)
+        partial_folder = self.folder / f".step-{step:08d}.partial"
+        if is_first_rank():
+            with explained(partial_folder):
+                shutil.rmtree(partial_folder, ignore_errors=True)
+                partial_folder.mkdir(parents=True)
+        dist.barrier()
+        request = save_tensors(state, partial_folder, asynchronous)
+        finish = partial(self._finish, step, partial_folder, dict(files))
+        if request is None:
+            finish()
+        else:
+            request.add_finalize_fn(finish)
+            self.queue.schedule_async_request(request)
+        return self.path(step)
+
+    def poll(self, wait: bool = False) -> None:
+        """Complete background checkpoints that have been written; with `wait`, all of them."""
+        if self.queue.get_num_unfinalized_calls():
+            with explained(self.folder):
+                self.queue.maybe_finalize_async_calls(blocking=wait)
+
+    def _finish(self, step: int, partial_folder: Path, files: dict[str, str]) -> None:
+        """Add the small files and the manifest, flush, rename, and let superfluous checkpoints go."""
+        with explained(partial_folder):
+            if is_first_rank():
+                for name, text in files.items():
+                    (partial_folder / name).write_text(text)
+            dist.barrier()
+            manifest = make_manifest(partial_folder)
+            if is_first_rank():
+                (partial_folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+                for path in (*(partial_folder / name for name in (*files, MANIFEST)), partial_folder):
+                    _flush(path)
+                final = self.path(step)
+                if final.exists():  # the same step again, after a resume from an earlier one
+                    shutil.rmtree(final)
+                partial_folder.replace(final)
+                _flush(self.folder)
+                self._retire()
+        dist.barrier()
+
+    def _retire(self) -> None:
+        """Remove the checkpoints that the retention rule lets go; their manifest first, so none is left half."""
+        steps = [checkpoint_step(path) for path in checkpoints(self.run)]
+        for step in self.retention.superfluous(steps, self.scores):
+            (self.path(step) / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(self.path(step), ignore_errors=True)
+
+    def newest_good(self) -> Path | None:
+        """Return the newest undamaged checkpoint, or None if there is none at all.
+
+        Raises:
+            CheckpointError: if there are checkpoints, and every one is damaged.
+        """
+        found = checkpoints(self.run)
+        for folder in reversed(found):
+            wrong = damage(folder)
+            if wrong is None:
+                return folder
+            if is_first_rank():
+                log.warning("damaged checkpoint passed over: %s", wrong)
+        if found:
+            raise CheckpointError(
+                f"every checkpoint in {self.folder} is damaged (the newest: {damage(found[-1])}); "
+                "restore one from a backup, or start the run in a new folder"
+            )
+        return None
+
+
+def load_checkpoint(folder: Path, engine: Any) -> None:
+    """Verify a checkpoint and load it into an engine of any layout; every rank calls this.
+
+    Raises:
+        CheckpointError: if the checkpoint is damaged or holds another model; names the file.
+    """
+    wrong = damage(folder)
+    if wrong is not None:
+        raise CheckpointError(f"the checkpoint is damaged: {wrong}")
+    engine.load(load_tensors(engine.state(), folder))
+
+
+def _flush(path: Path) -> None:
+    """Make sure that a file or a folder's entries are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -63,10 +63,12 @@ def check_metadata(folder: Path) -> None:
 
 
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def explained(folder: Path) -> Iterator[None]:
     """Turn a failure of the disk below Megatron's writers into an error that names it."""
     try:
         yield
+    except CheckpointError:
+        raise
     except (OSError, CheckpointException, CheckpointingException, RuntimeError) as error:
         text = str(error)
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text or "File too large" in text:
@@ -92,7 +94,7 @@ def save_tensors(state: dict[str, Any], folder: Path, asynchronous: bool = False
         folder.mkdir(parents=True, exist_ok=True)
     dist.barrier()
     logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)
-    with _explained(folder):
+    with explained(folder):
         request: AsyncRequest | None = dist_checkpointing.save(
             state, str(folder), async_sharded_save=asynchronous
         )

@@ -109,6 +109,11 @@ class MegatronEngine:
         """The number of data-parallel ranks."""
         return self.layout.data
 
+    @property
+    def microbatch_multiple(self) -> int:
+        """Interleaved pipelines want a multiple of the pipeline's length."""
+        return self.layout.pipeline if self.layout.virtual_pipeline > 1 else 1
+
     def train_step(self, batches: Sequence[Batch], rate: float, weight_decay: float) -> StepReport:
         """See `protocol.Engine.train_step`."""
         for chunk in self.wrapped:

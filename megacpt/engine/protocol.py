@@ -52,6 +52,10 @@ class Engine(Protocol):
     def data_size(self) -> int:
         """The number of data-parallel ranks."""
 
+    @property
+    def microbatch_multiple(self) -> int:
+        """The number of microbatches of a call has to be a multiple of this."""
+
     def train_step(self, batches: Sequence[Batch], rate: float, weight_decay: float) -> StepReport:
         """Accumulate the gradient of `batches` over all ranks and update the weights once.
 

@@ -10,7 +10,6 @@ from megatron.core import parallel_state
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -21,7 +20,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
+from megacpt.model.activation import Activation
 from megacpt.model.attention import CausalAttention
+from megacpt.model.linear import ColumnLinear, RowLinear
 from megacpt.model.norm import RMSNorm
 from megacpt.model.rope import scale_frequencies
 from megacpt.ops.cross_entropy import fused_cross_entropy
@@ -65,6 +66,7 @@ def transformer_config(
         layernorm_epsilon=model.norm_eps,
         gated_linear_unit=model.activation in ("swiglu", "geglu"),
         activation_func=ACTIVATIONS[model.activation],
+        use_te_activation_func=True,  # Megatron's name for: the activation comes from the layer spec
         add_bias_linear=model.bias,
         add_qkv_bias=model.qkv_bias,
         hidden_dropout=0.0,
@@ -106,15 +108,16 @@ def layer_spec(qk_norm: bool) -> ModuleSpec:
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
-            linear_qkv=ColumnParallelLinear,
+            linear_qkv=ColumnLinear,
             core_attention=CausalAttention,
-            linear_proj=RowParallelLinear,
+            linear_proj=RowLinear,
             q_layernorm=head_norm,
             k_layernorm=head_norm,
         ),
     )
     feed_forward = ModuleSpec(
-        module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+        module=MLP,
+        submodules=MLPSubmodules(linear_fc1=ColumnLinear, activation_func=Activation, linear_fc2=RowLinear),
     )
     return ModuleSpec(
         module=TransformerLayer,

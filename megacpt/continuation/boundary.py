@@ -1,0 +1,218 @@
+"""Where a stage begins: from nothing, from a checkpoint, as a release branch; and what a resume may change."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+from megacpt import __version__
+from megacpt.checkpoint.store import find_checkpoint
+from megacpt.config import Duration, RunConfig, dump, load_run, overlay
+from megacpt.continuation.ledger import Ledger, StageRecord
+from megacpt.continuation.planning import plan_stage
+from megacpt.data.files import write_bytes
+from megacpt.data.tokenizer import Tokenizer, load_tokenizer
+from megacpt.errors import CheckpointError, ConfigError
+from megacpt.optim.schedules import Schedule, build_schedule, schedule_from_dict
+
+START = "start.json"
+RUN = "run.yaml"
+# What decides the numbers of a run. The rest (layout, microbatch, logging, saving, evaluation) may change at any time.
+FIXED = ("seed", "model", "tokenizer", "stage", "schedule", "optim", "precision", "batch.sequences", "batch.seq_length")
+# A rate may start this much above the one its parent stopped at without being called a jump.
+JUMP = 1.5
+
+
+def continued_config(
+    checkpoint: Path, stage_file: Path, run: Path | None, overrides: Sequence[str]
+) -> tuple[RunConfig, Path]:
+    """Return the configuration of a new stage on a checkpoint, and the checkpoint.
+
+    Args:
+        checkpoint: a checkpoint, or a run folder for its newest.
+        stage_file: the stage; keys that it does not name are those of the checkpoint's run.
+        run: folder of the new run, if the stage file does not name it.
+        overrides: ``KEY=VALUE``.
+    """
+    parent = find_checkpoint(checkpoint)
+    return overlay(load_run(parent / RUN), stage_file, overrides, run), parent
+
+
+def annealed_config(
+    checkpoint: Path, tokens: str, run: Path, overrides: Sequence[str]
+) -> tuple[RunConfig, Path]:
+    """Return the configuration of a release branch: the same mixture, the rate going down to the end.
+
+    Args:
+        checkpoint: a trunk's checkpoint, or its run folder for the newest.
+        tokens: length of the branch, absolute or as a percentage of the trunk's stage.
+        run: folder of the branch.
+        overrides: ``KEY=VALUE``.
+    """
+    parent = find_checkpoint(checkpoint)
+    trunk = load_run(parent / RUN)
+    length = Duration.parse(tokens).tokens(trunk.stage.tokens, trunk.tokens_per_step)
+    stage = trunk.stage.model_dump()
+    stage.update(name=f"{trunk.stage.name}-anneal", kind="anneal", tokens=length)
+    lowest = getattr(trunk.schedule, "min_lr", None)
+    schedule = {"kind": "anneal"} if lowest is None else {"kind": "anneal", "min_lr": str(lowest)}
+    return overlay(trunk, {"stage": stage, "schedule": schedule}, overrides, run), parent
+
+
+def first_ledger(config: RunConfig, parent: Path | None) -> Ledger:
+    """Return the ledger at the start of a run: what the parent has seen, and an empty current stage.
+
+    Args:
+        config: the run.
+        parent: the checkpoint it starts from; None for new weights.
+
+    Raises:
+        ConfigError: if the schedule would jump, or there is nothing to replay.
+        DataError: if a stream does not fit.
+        CheckpointError: if the parent's ledger is damaged.
+    """
+    tokenizer = load_tokenizer(config.tokenizer)
+    before = None if parent is None else Ledger.read(parent)
+    if before is not None and before.tokenizer["fingerprint"] != tokenizer.fingerprint:
+        raise ConfigError(
+            f"tokenizer: the checkpoint was trained with {before.tokenizer['spec']} (fingerprint "
+            f"{before.tokenizer['fingerprint'][:12]}), and {config.tokenizer} is another "
+            f"({tokenizer.fingerprint[:12]}); a stage cannot change it"
+        )
+    record = _record(config, before, parent, tokenizer)
+    return Ledger(
+        parent=None if before is None else before.id,
+        parent_path=None if parent is None else str(parent.resolve()),
+        tokenizer={"spec": tokenizer.spec, "fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
+        model=config.model.model_dump(mode="json"),
+        stages=(*(() if before is None else before.stages), record),
+    )
+
+
+def create_run(config: RunConfig, ledger: Ledger) -> None:
+    """Create a run folder with its configuration and the ledger at its start; one process does this."""
+    config.run.mkdir(parents=True, exist_ok=True)
+    write_bytes(config.run / RUN, dump(config).encode())
+    write_bytes(config.run / START, ledger.to_json().encode())
+
+
+def started(run: Path) -> Ledger | None:
+    """Return the ledger at the start of a run, or None if the folder holds no run."""
+    path = run / START
+    return Ledger.from_json(path.read_text(), str(path)) if path.is_file() else None
+
+
+def check_resume(config: RunConfig, start: Ledger, parent: Path | None) -> None:
+    """Refuse a resume that would change what the run computes.
+
+    Args:
+        config: the configuration of the resume.
+        start: the ledger at the start of the run.
+        parent: the checkpoint named by ``continue`` or ``anneal``; None for ``train``.
+
+    Raises:
+        ConfigError: with the names of what changed, and how a new stage is started instead.
+    """
+    if parent is not None and Ledger.read(parent).id != start.parent:
+        raise ConfigError(
+            f"{config.run} holds a run that was started from another checkpoint ({start.parent_path}); "
+            "give the new stage a folder of its own with --run"
+        )
+    saved = load_run(config.run / RUN)
+    changed = [key for key in FIXED if _value(saved, key) != _value(config, key)]
+    if "stage" in changed and schedule_from_dict(start.stage.schedule).horizon_free:
+        # A schedule without a horizon gives the same past whatever the length: the run may become longer.
+        longer = saved.stage.model_copy(update={"tokens": config.stage.tokens})
+        if longer == config.stage:
+            changed.remove("stage")
+    if changed:
+        raise ConfigError(
+            f"{config.run} holds a run with other settings: {', '.join(changed)} changed. A run goes on exactly as it "
+            f"began; start a new stage on it with `megacpt continue {config.run} STAGE.yaml --run NEW_FOLDER`, "
+            "or give another folder with run=NEW_FOLDER"
+        )
+
+
+def _value(config: RunConfig, key: str) -> object:
+    value: object = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _record(
+    config: RunConfig, before: Ledger | None, parent: Path | None, tokenizer: Tokenizer
+) -> StageRecord:
+    entry = None if before is None else before.stage.rate
+    schedule = _schedule(config, before, parent)
+    first = schedule.rate(config.tokens_per_step, config.stage.tokens, entry)
+    if before is not None and entry is not None:
+        _refuse_jump(first, entry, before, parent)
+    return StageRecord(
+        name=config.stage.name,
+        kind=config.stage.kind,
+        run=str(config.run),
+        tokens=0,
+        steps=0,
+        seq_length=config.batch.seq_length,
+        batch=config.batch.sequences,
+        plan=plan_stage(config, before, tokenizer),
+        consumed={},
+        repeats={},
+        schedule=schedule.to_dict(),
+        entry_rate=entry,
+        rate=None,
+        phase=None,
+        optimizer=config.optim.model_dump(mode="json"),
+        precision=config.precision,
+        seed=config.seed,
+        layouts=(),
+        versions=_versions(),
+        seconds=0.0,
+    )
+
+
+def _schedule(config: RunConfig, before: Ledger | None, parent: Path | None) -> Schedule:
+    """Go on with the parent's schedule where the stage keeps it and it has no horizon; else start the stage's own."""
+    if before is not None and parent is not None:
+        trunk = load_run(parent / RUN)
+        running = schedule_from_dict(before.stage.schedule)
+        same = trunk.schedule == config.schedule and trunk.optim.peak_lr == config.optim.peak_lr
+        if same and running.horizon_free:
+            return replace(running, offset=running.offset + before.stage.tokens)
+    return build_schedule(config.schedule, config.optim.peak_lr, config.stage.tokens, config.tokens_per_step)
+
+
+def _refuse_jump(first: float, entry: float, before: Ledger, parent: Path | None) -> None:
+    """Refuse to continue an annealed checkpoint at a rate that nothing has warmed up to."""
+    annealed = before.stage.kind == "anneal" or before.stage.phase in ("decay", "done")
+    if annealed and first > JUMP * entry:
+        raise ConfigError(
+            f"schedule: {parent} is annealed (its rate went down to {entry:.3g}), and the stage would start at "
+            f"{first:.3g}, a jump that forgets. Continue the trunk instead ({before.parent_path or 'its parent'}), or "
+            "re-warm: schedule.kind=rewarmed_cosine"
+        )
+
+
+def _versions() -> dict[str, str]:
+    found = {name: version(name) for name in ("torch", "megatron-core", "numpy")}
+    return {"megacpt": __version__, "python": platform.python_version(), **found}
+
+
+def parent_of(start: Ledger) -> Path | None:
+    """Return the checkpoint that a run starts from, which has to be where it was.
+
+    Raises:
+        CheckpointError: if it is gone.
+    """
+    if start.parent_path is None:
+        return None
+    path = Path(start.parent_path)
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{path} is gone: it is the checkpoint that this run starts from, and the run has none of its own yet"
+        )
+    return path

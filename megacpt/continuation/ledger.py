@@ -1,0 +1,174 @@
+"""The ledger: what a checkpoint has seen, stage after stage, as JSON that a person can read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from megacpt.data.plan import Segment, Source, StagePlan
+from megacpt.errors import CheckpointError
+
+LEDGER = "ledger.json"
+FORMAT = 1
+# What may differ between two runs that end with the same weights; the id of a ledger leaves it out.
+VOLATILE = ("run", "layouts", "versions", "seconds")
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One stage of a lineage.
+
+    Attributes:
+        name: the stage's name.
+        kind: ``trunk`` or ``anneal``.
+        run: the run folder it was trained in.
+        tokens: tokens consumed so far.
+        steps: optimizer steps made so far.
+        seq_length: tokens of a sample.
+        batch: sequences of an optimizer step.
+        plan: which samples of which streams, in which shares.
+        consumed: tokens by source (a source is a stream in a role).
+        repeats: how many times each source's samples have been read in this stage, as a number of epochs.
+        schedule: the schedule by value.
+        entry_rate: the rate at which the parent stopped; None for a first stage.
+        rate: the rate of the last step.
+        phase: the phase of the schedule at the last step.
+        optimizer: kind and settings of the optimizer.
+        precision: arithmetic of the model.
+        seed: the run's seed.
+        layouts: the parallel layouts that took part, in order.
+        versions: of the code and its engines.
+        seconds: wall time.
+    """
+
+    name: str
+    kind: str
+    run: str
+    tokens: int
+    steps: int
+    seq_length: int
+    batch: int
+    plan: StagePlan
+    consumed: dict[str, int]
+    repeats: dict[str, float]
+    schedule: dict[str, Any]
+    entry_rate: float | None
+    rate: float | None
+    phase: str | None
+    optimizer: dict[str, Any]
+    precision: str
+    seed: int
+    layouts: tuple[str, ...]
+    versions: dict[str, str]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What a checkpoint has seen: its stages, oldest first; the last one is the current one.
+
+    Attributes:
+        parent: id of the checkpoint that the current run started from; None for a first run.
+        parent_path: where that checkpoint was.
+        tokenizer: spec, fingerprint and vocabulary size.
+        model: the network's configuration.
+        stages: oldest first.
+    """
+
+    parent: str | None
+    parent_path: str | None
+    tokenizer: dict[str, Any]
+    model: dict[str, Any]
+    stages: tuple[StageRecord, ...]
+
+    @property
+    def stage(self) -> StageRecord:
+        """The current stage."""
+        return self.stages[-1]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens over the whole lineage."""
+        return sum(stage.tokens for stage in self.stages)
+
+    @property
+    def id(self) -> str:
+        """Twelve hex digits that follow from what was seen and how, not from where or on how many ranks."""
+        content = asdict(self)
+        del content["parent_path"]
+        for stage in content["stages"]:
+            for key in VOLATILE:
+                del stage[key]
+            for source in stage["plan"]["sources"]:
+                del source["path"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+    def with_stage(self, **changes: Any) -> Ledger:
+        """Return the ledger with changes to its current stage."""
+        return replace(self, stages=(*self.stages[:-1], replace(self.stage, **changes)))
+
+    def to_json(self) -> str:
+        """Return the text of ``ledger.json``."""
+        return json.dumps({"format": FORMAT, "id": self.id, **asdict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str, where: str = LEDGER) -> Ledger:
+        """Read what `to_json` wrote.
+
+        Raises:
+            CheckpointError: if the text is no ledger, or its id does not belong to its content.
+        """
+        try:
+            content = json.loads(text)
+            if content.pop("format") != FORMAT:
+                raise ValueError(f"it is not of format {FORMAT}")
+            found = content.pop("id")
+            stages = tuple(_stage(stage) for stage in content.pop("stages"))
+            ledger = cls(**content, stages=stages)
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{where} is no ledger: {error}") from error
+        if found != ledger.id:
+            raise CheckpointError(f"{where} was changed after it was written: its id is {found}, not {ledger.id}")
+        return ledger
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> Ledger:
+        """Read the ledger of a checkpoint.
+
+        Raises:
+            CheckpointError: if it is missing or damaged.
+        """
+        path = checkpoint / LEDGER
+        try:
+            return cls.from_json(path.read_text(), str(path))
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+
+    def consumed_segments(self) -> dict[str, tuple[Source, list[Segment]]]:
+        """Return every stretch of samples that the lineage has consumed, by content hash of its stream.
+
+        Replay of samples seen before adds no stretch: it reads what is in one already.
+        """
+        found: dict[str, tuple[Source, list[Segment]]] = {}
+        for stage in self.stages:
+            for source in stage.plan.sources:
+                if source.policy == "seen":
+                    continue
+                samples = stage.consumed.get(source.name, 0) // stage.seq_length
+                if not samples:
+                    continue
+                (segment,) = source.segments
+                _, segments = found.setdefault(source.content_hash, (source, []))
+                segments.append(replace(segment, count=samples))
+        return found
+
+
+def _stage(content: dict[str, Any]) -> StageRecord:
+    unknown = set(content) ^ {field.name for field in fields(StageRecord)}
+    if unknown:
+        raise ValueError(f"missing or unknown keys of a stage: {', '.join(sorted(unknown))}")
+    plan = StagePlan.from_dict(content["plan"])
+    return StageRecord(**{**content, "plan": plan, "layouts": tuple(content["layouts"])})

@@ -1,0 +1,1 @@
+"""What a model knows of each stream, and what it forgot."""

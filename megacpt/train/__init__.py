@@ -1,0 +1,1 @@
+"""The train loop, and the callbacks that do everything else."""

@@ -1,0 +1,74 @@
+"""What a person sees while a run trains: a progress bar in a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from megacpt.engine.protocol import StepReport
+from megacpt.runtime.layout import is_first_rank
+from megacpt.train.callbacks import Quiet
+from megacpt.train.callbacks.evaluation import Evaluation
+from megacpt.train.callbacks.metrics import Metrics
+from megacpt.train.loop import Run
+
+
+class ProgressBar(Quiet):
+    """Shows loss, rate, speed and the time that is left; only the first rank shows it.
+
+    Args:
+        metrics: where the numbers come from.
+        evaluation: where the held-out losses come from.
+        console: where to show them.
+    """
+
+    name = "progress"
+
+    def __init__(self, metrics: Metrics, evaluation: Evaluation, console: Console | None = None) -> None:
+        self.metrics, self.evaluation = metrics, evaluation
+        self.console = console or Console(stderr=True)
+        self.bar: Progress | None = None
+        self.task = TaskID(0)
+        self.shown: dict[str, object] = {}
+
+    def on_start(self, run: Run) -> None:
+        """Start the bar."""
+        if not is_first_rank():
+            return
+        stage = run.config.stage
+        going = f"resumed at step {run.step}" if run.step else f"{run.config.stage_steps} steps"
+        self.console.print(
+            f"[bold]{stage.name}[/bold] ({stage.kind}, {int(stage.tokens):,} tokens, {going}, {run.layout}) "
+            f"in {run.config.run}",
+            highlight=False,
+        )
+        if self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.percentage:>3.0f}%"),
+                BarColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self.task = self.bar.add_task(stage.name, total=run.config.stage_steps, completed=run.step, text="")
+            self.bar.start()
+
+    def on_step(self, run: Run, report: StepReport) -> None:
+        """Advance the bar; print a line of metrics where there is none."""
+        if not is_first_rank():
+            return
+        speed = self.metrics.latest.get("tokens_per_second", 0.0)
+        text = f"loss {report.loss:.3f}  rate {run.rate(run.step):.2e}  {speed:,.0f} tokens/s"
+        held_out = "  ".join(f"{r.stream} {r.bits_per_byte:.3f}" for r in self.evaluation.latest)
+        if held_out:
+            text += f"  bits/byte: {held_out}"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=run.step, text=text)
+        elif self.metrics.latest is not self.shown:
+            self.console.print(f"step {run.step}/{run.config.stage_steps}  {text}", highlight=False, soft_wrap=True)
+        self.shown = self.metrics.latest
+
+    def on_end(self, run: Run) -> None:  # noqa: ARG002
+        """Stop the bar."""
+        if self.bar is not None:
+            self.bar.stop()
