@@ -1,0 +1,1 @@
+"""The demo: the whole path of a lineage on text that every machine has."""
