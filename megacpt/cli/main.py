@@ -19,6 +19,10 @@ from megacpt.cli.generate import generate
 from megacpt.cli.report import report
 from megacpt.errors import MegacptError
 
+# OpenMP threads that wait spin for a while before they sleep. By default they spin so long that a step takes ten times
+# as long when another program wants a core too; it has to be said before torch loads OpenMP.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
 app = typer.Typer(
     name="megacpt",
     help="Continue a model on new token streams, at any scale, without forgetting.",

@@ -80,6 +80,7 @@ def demo(
         out / "index.html",
         "English, then Python: what replay keeps",
         compare={label: [line[-1]] for label, line in lines.items() if label != f"replay {replay:.0%}"},
+        label=f"replay {replay:.0%}",
     )
     write_next_stage(out, tokens // 2)
     console.print(results_table(lines, STREAMS))

@@ -10,7 +10,7 @@ from megacpt.config import RunConfig, overlay, run_from_mapping
 
 # 0.4M parameters without the embeddings: small enough for two CPU cores, large enough to learn and to forget.
 MODEL = {"name": "demo", "layers": 3, "hidden": 96, "ffn": 256, "heads": 4, "kv_heads": 2, "max_seq_length": 256}
-TRUNK_TOKENS = 1_200_000
+TRUNK_TOKENS = 2_000_000
 STREAMS = ("english", "python", "c")
 
 
@@ -35,8 +35,8 @@ def trunk(folder: Path, streams: Mapping[str, Path], tokens: int, seed: int) -> 
             "batch": {"sequences": 16, "seq_length": 256, "microbatch": 16},
             "checkpoint": {"every": "20%", "keep_last": 1},
             "evaluate": {
-                "every": "10%",
-                "tokens": "64k",
+                "every": "20%",
+                "tokens": max(2_000, min(32_000, tokens // 50)),
                 "streams": {name: str(streams[f"{name}-valid"]) for name in STREAMS},
             },
             "log": {"every": "2 steps"},

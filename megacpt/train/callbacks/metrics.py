@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +52,7 @@ class Metrics(Quiet):
     def on_start(self, run: Run) -> None:
         """Open the files, behind the last step that the run is resumed from."""
         self.every = run.config.log.every.steps(run.config.stage.tokens, run.config.tokens_per_step)
-        self.since = (time.perf_counter(), run.tokens)
+        self.since = (run.seconds, run.tokens)
         if not is_first_rank():
             return
         path = run.config.run / METRICS
@@ -68,8 +67,8 @@ class Metrics(Quiet):
         """Write a line when it is due."""
         if not due(run.step, self.every, run.done):
             return
-        now, (then, before) = time.perf_counter(), self.since
-        self.since = (now, run.tokens)
+        then, before = self.since
+        self.since = (run.seconds, run.tokens)
         self.latest = {
             "kind": "train",
             "step": run.step,
@@ -78,7 +77,7 @@ class Metrics(Quiet):
             "loss": report.loss,
             "rate": run.rate(run.step),
             "grad_norm": report.grad_norm,
-            "tokens_per_second": (run.tokens - before) / max(now - then, 1e-9),
+            "tokens_per_second": (run.tokens - before) / max(run.seconds - then, 1e-9),
             "skipped": report.skipped,
             "seconds": run.seconds,
             **report.statistics,

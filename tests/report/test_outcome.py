@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megacpt.report.lineage import chain
+from megacpt.report.outcome import curve, outcome, readings
+from tests.report.lab import STEP, Lab, write_metrics
+
+Family = dict[str, Path]
+
+
+def main_line(family: Family) -> list[Path]:
+    return [family[name] for name in ("english", "python", "python-release")]
+
+
+def test_the_matrix_holds_the_loss_after_each_stage(family: Family) -> None:
+    found = outcome(chain(main_line(family)))
+    assert found.stages == ("english", "python", "release")
+    assert found.streams == ("english", "python", "c")
+    assert found.homes == {"english": 0, "python": 1}
+    assert found.start == {"english": 8.1, "python": 5.2, "c": 5.6}
+    assert [row["english"] for row in found.losses] == pytest.approx([2.3, 2.42, 2.36])
+    assert [row["python"] for row in found.losses] == pytest.approx([4.4, 1.975, 1.84])
+    assert found.forgotten[-1] == pytest.approx({"english": 0.06, "python": -0.135})
+    assert found.changed[1] == pytest.approx({"english": 0.12})
+    assert found.changed[2] == pytest.approx({"english": 0.06, "python": -0.135})
+    assert (found.before("english"), found.before("python")) == (8.1, 4.4)
+    assert (found.own("english"), found.own("python"), found.own("c")) == (2.3, pytest.approx(1.975), None)
+
+
+def test_a_stream_that_a_stage_did_not_measure_is_taken_from_the_start_of_the_next(lab: Lab) -> None:
+    first = lab.run("first", "english", {"english": (8.0, 2.0)})
+    second = lab.run("second", "python", {"python": (4.5, 2.0), "english": (2.0, 2.5)}, first)
+    found = outcome(chain([first, second]))
+    assert found.losses[0] == {"english": 2.0, "python": 4.5}
+    assert found.before("python") == 4.5
+
+
+def test_a_measurement_later_in_the_next_stage_is_not_taken_for_one_at_its_start(lab: Lab) -> None:
+    first = lab.run("first", "english", {"english": (8.0, 2.0)})
+    second = lab.run("second", "python", {"python": (4.5, 2.0)}, first)
+    lines = [json.loads(line) for line in (second / "metrics.jsonl").read_text().splitlines()]
+    write_metrics(second, [line for line in lines if line["step"] > 0])
+    assert outcome(chain([first, second])).before("python") is None
+
+
+def test_a_curve_runs_through_all_stages(family: Family) -> None:
+    points = curve(chain(main_line(family)), "english")
+    tokens = [point.tokens for point in points]
+    assert tokens == sorted(tokens)
+    assert (tokens[0], tokens[-1]) == (0, 45 * STEP)
+
+
+def test_readings_add_up_replay_under_the_name_of_the_stream(family: Family) -> None:
+    line = chain(main_line(family))
+    english, python = readings(line)
+    assert (english.name, python.name) == ("english", "python")
+    assert english.tokens == (20 * STEP, 5 * STEP, 5 * STEP // 4)
+    assert english.shares == pytest.approx((1.0, 0.25, 0.25))
+    assert english.replayed == (False, True, True)
+    assert python.tokens == (0, 15 * STEP, 15 * STEP // 4)
+    assert python.replayed == (False, False, False)
+    assert english.passes == pytest.approx(sum(english.tokens) / 2000)
+    assert sum(english.tokens) + sum(python.tokens) == line[-1].ledger.tokens
