@@ -58,19 +58,40 @@ def make_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return what the files of a checkpoint should be.
+    """Return what the files of a checkpoint should be: ``bytes`` and ``sha256`` by name.
 
     Raises:
         CheckpointError: if `folder` holds no manifest, or a damaged one.
     """
     path = folder / MANIFEST
     try:
-        files: dict[str, dict[str, Any]] = json.loads(path.read_text())["files"]
+        files: dict[str, dict[str, Any]] = json.loads(path.read_bytes())["files"]
+        for entry in files.values():
+            if not (isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str)):
+                raise ValueError("it gives no size and hash for every file")
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} is no complete checkpoint: {MANIFEST} is missing") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     return files
+
+
+def incomplete(folder: Path) -> str | None:
+    """Return what is missing in a checkpoint or has the wrong size, or None; one process alone may ask."""
+    try:
+        files = read_manifest(folder)
+    except CheckpointError as error:
+        return str(error)
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{path} is missing"
+        found = path.stat().st_size
+        if found != expected["bytes"]:
+            return f"{path} has {found:,} bytes, and should have {expected['bytes']:,}"
+    return None
 
 
 def damage(folder: Path, hashes: bool = True) -> str | None:
@@ -80,21 +101,20 @@ def damage(folder: Path, hashes: bool = True) -> str | None:
         folder: the checkpoint.
         hashes: compare contents too, not only sizes.
     """
-    try:
-        files = read_manifest(folder)
-    except CheckpointError as error:
-        return str(error)
-    for name, expected in files.items():
-        path = folder / name
-        found = path.stat().st_size if path.is_file() else None
-        if found is None:
-            return f"{path} is missing"
-        if found != expected["bytes"]:
-            return f"{path} has {found:,} bytes, and should have {expected['bytes']:,}"
-    wrong = None
-    if hashes:
-        paths = _share([folder / name for name in files])
-        for name, found in _describe(paths).items():
-            if found["sha256"] != files[name]["sha256"]:
-                wrong = f"{folder / name} has changed since it was written (its hash differs)"
+    wrong = incomplete(folder)
+    if wrong is None and hashes:
+        wrong = _changed(folder)
     return next((text for text in _gather(wrong) if text), None)
+
+
+def _changed(folder: Path) -> str | None:
+    """Return which file of this rank's part does not have its hash any more, or None."""
+    files = read_manifest(folder)
+    try:
+        found = _describe(_share([folder / name for name in files]))
+    except OSError as error:
+        return f"{error.filename} cannot be read: {error.strerror}"
+    for name, entry in found.items():
+        if entry["sha256"] != files[name]["sha256"]:
+            return f"{folder / name} has changed since it was written (its hash differs)"
+    return None

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 
-from megacpt.checkpoint.manifest import MANIFEST, damage, make_manifest
+from megacpt.checkpoint.manifest import MANIFEST, damage, incomplete, make_manifest
 from megacpt.checkpoint.tensors import explained, load_tensors, save_tensors
 from megacpt.errors import CheckpointError
 from megacpt.runtime.layout import is_first_rank
@@ -41,16 +41,25 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """Return the checkpoint that `path` means: itself, or the newest of a run folder.
+    """Return the checkpoint that `path` means: itself, or the newest of a run folder in which no file is missing.
+
+    Contents are verified when it is loaded.
 
     Raises:
         CheckpointError: if there is none.
     """
     if (path / MANIFEST).is_file():
         return path
-    newest = checkpoints(path)
-    if newest:
-        return newest[-1]
+    if NAME.match(path.name) and path.is_dir():
+        raise CheckpointError(str(incomplete(path)))
+    found = checkpoints(path)
+    for folder in reversed(found):
+        wrong = incomplete(folder)
+        if wrong is None:
+            return folder
+        log.warning("damaged checkpoint passed over: %s", wrong)
+    if found:
+        raise CheckpointError(f"every checkpoint of {path} is damaged (the newest: {incomplete(found[-1])})")
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; give a run folder or one of its checkpoints")
     raise CheckpointError(f"{path} holds no checkpoint: give a run folder (with checkpoints/step-...) or one of those")
@@ -120,11 +129,7 @@ class Store:
         """
         self.poll(wait=True)
         partial_folder = self.folder / f".step-{step:08d}.partial"
-        if is_first_rank():
-            with explained(partial_folder):
-                shutil.rmtree(partial_folder, ignore_errors=True)
-                partial_folder.mkdir(parents=True)
-        dist.barrier()
+        _on_first_rank(partial_folder, partial(self._make_room, partial_folder))
         request = save_tensors(state, partial_folder, asynchronous)
         finish = partial(self._finish, step, partial_folder, dict(files))
         if request is None:
@@ -140,29 +145,38 @@ class Store:
             with explained(self.folder):
                 self.queue.maybe_finalize_async_calls(blocking=wait)
 
+    def _make_room(self, partial_folder: Path) -> None:
+        """Make an empty folder, and remove what crashes left, at this step or another."""
+        for left in self.folder.glob(".step-*.partial"):
+            shutil.rmtree(left, ignore_errors=True)
+        partial_folder.mkdir(parents=True)
+
     def _finish(self, step: int, partial_folder: Path, files: dict[str, str]) -> None:
         """Add the small files and the manifest, flush, rename, and let superfluous checkpoints go."""
+        _on_first_rank(partial_folder, partial(_write_texts, partial_folder, files))
         with explained(partial_folder):
-            if is_first_rank():
-                for name, text in files.items():
-                    (partial_folder / name).write_text(text)
-            dist.barrier()
             manifest = make_manifest(partial_folder)
-            if is_first_rank():
-                (partial_folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
-                for path in (*(partial_folder / name for name in (*files, MANIFEST)), partial_folder):
-                    _flush(path)
-                final = self.path(step)
-                if final.exists():  # the same step again, after a resume from an earlier one
-                    shutil.rmtree(final)
-                partial_folder.replace(final)
-                _flush(self.folder)
-                self._retire()
-        dist.barrier()
+        _on_first_rank(partial_folder, partial(self._publish, step, partial_folder, manifest))
 
-    def _retire(self) -> None:
-        """Remove the checkpoints that the retention rule lets go; their manifest first, so none is left half."""
-        steps = [checkpoint_step(path) for path in checkpoints(self.run)]
+    def _publish(self, step: int, partial_folder: Path, manifest: dict[str, Any]) -> None:
+        """Write the manifest, flush everything, give the checkpoint its name, and let superfluous ones go."""
+        _write_texts(partial_folder, {MANIFEST: json.dumps(manifest, indent=1)})
+        for path in (*partial_folder.iterdir(), partial_folder):  # Megatron's writers flush only some of them
+            _flush(path)
+        final = self.path(step)
+        if final.exists():  # the same step again, after a resume from an earlier one
+            shutil.rmtree(final)
+        partial_folder.replace(final)
+        _flush(self.folder)
+        self._retire(step)
+
+    def _retire(self, newest: int) -> None:
+        """Remove the checkpoints that the retention rule lets go; their manifest first, so none is left half.
+
+        Those beyond `newest`, which has just been written, are damaged ones that the run resumed behind. They must not
+        take the places of good ones.
+        """
+        steps = [step for step in map(checkpoint_step, checkpoints(self.run)) if step <= newest]
         for step in self.retention.superfluous(steps, self.scores):
             (self.path(step) / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(self.path(step), ignore_errors=True)
@@ -196,8 +210,27 @@ def load_checkpoint(folder: Path, engine: Any) -> None:
     """
     wrong = damage(folder)
     if wrong is not None:
-        raise CheckpointError(f"the checkpoint is damaged: {wrong}")
+        raise CheckpointError(f"the checkpoint is damaged: {wrong}; take an earlier one of the run, or a backup")
     engine.load(load_tensors(engine.state(), folder))
+
+
+def _on_first_rank(folder: Path, action: Callable[[], None]) -> None:
+    """Let the first rank write to `folder` while the others wait; where it fails, all of them raise its error."""
+    said: list[str | None] = [None]
+    if is_first_rank():
+        try:
+            with explained(folder):
+                action()
+        except CheckpointError as error:
+            said = [str(error)]
+    dist.broadcast_object_list(said)
+    if said[0] is not None:
+        raise CheckpointError(said[0])
+
+
+def _write_texts(folder: Path, files: Mapping[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _flush(path: Path) -> None:

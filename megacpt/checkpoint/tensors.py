@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import is_dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megacpt.errors import CheckpointError
 
 METADATA = ".metadata"
+# How a full disk, a used-up quota and a limit on file sizes show: Megatron's writers pass on the text alone, and torch's
+# zip writer reports a write that was cut short by the position in the file.
+FULL = (*(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)), "unexpected pos")
 # What the index of a torch_dist checkpoint is made of. It is a pickle; anything else in it is refused unread.
 METADATA_MODULES = ("torch.distributed.checkpoint.", "torch.distributed._shard.", "megatron.core.dist_checkpointing.")
 METADATA_NAMES = {
@@ -38,8 +44,13 @@ class _OnlyMetadata(pickle.Unpickler):
     """Unpickles the index of a checkpoint and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if name in METADATA_NAMES.get(module, ()) or (module + ".").startswith(METADATA_MODULES):
+        # A dotted name would be looked up through whatever the module has imported ("os.system").
+        if name in METADATA_NAMES.get(module, ()):
             return super().find_class(module, name)
+        if (module + ".").startswith(METADATA_MODULES) and "." not in name:
+            found = super().find_class(module, name)
+            if isinstance(found, type) and (is_dataclass(found) or issubclass(found, Enum)):
+                return found
         raise CheckpointError(
             f"the checkpoint's {METADATA} refers to {module}.{name}, which no checkpoint index needs; "
             "the file was not written by a checkpoint writer and is not loaded"
@@ -58,7 +69,9 @@ def check_metadata(folder: Path) -> None:
             _OnlyMetadata(file).load()
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing: {folder} is no complete checkpoint") from error
-    except (pickle.UnpicklingError, EOFError, AttributeError, ValueError, IndexError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged pickle can raise anything
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
@@ -70,13 +83,13 @@ def explained(folder: Path) -> Iterator[None]:
     except CheckpointError:
         raise
     except (OSError, CheckpointException, CheckpointingException, RuntimeError) as error:
-        text = str(error)
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text or "File too large" in text:
+        text = str(error).strip() or repr(error)
+        if any(reason in text for reason in FULL):
             raise CheckpointError(
-                f"no space left while writing {folder}; the checkpoints before it are untouched. "
-                "Free some space, or lower checkpoint.keep_last, and run the same command again"
+                f"no space left (or a quota or file size limit reached) while writing {folder}; the checkpoints before "
+                "it are untouched. Free some space, or lower checkpoint.keep_last, and run the same command again"
             ) from error
-        raise CheckpointError(f"cannot write {folder}: {text.strip().splitlines()[-1]}") from error
+        raise CheckpointError(f"cannot write {folder}: {text.splitlines()[-1]}") from error
 
 
 def save_tensors(state: dict[str, Any], folder: Path, asynchronous: bool = False) -> AsyncRequest | None:
@@ -117,6 +130,8 @@ def load_tensors(state: dict[str, Any], folder: Path) -> dict[str, Any]:
     check_metadata(folder)
     try:
         loaded: dict[str, Any] = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{folder}: common.pt or a tensor file is damaged, or holds more than data") from error
     except (CheckpointingException, CheckpointException, KeyError, ValueError, RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()
         raise CheckpointError(f"{folder} does not fit this model: {reason[0] if reason else error!r}") from error

@@ -22,7 +22,7 @@ def evaluate(
 
     Examples:
       megacpt eval runs/python --stream data/english-valid --stream data/python-valid
-      torchrun --nproc-per-node 2 -m megacpt eval runs/python --stream data/c parallel.tensor=2
+      torchrun --standalone --nproc-per-node 2 -m megacpt eval runs/python --stream data/c parallel.tensor=2
     """
     from megacpt.config import Tokens
     from megacpt.continuation.opened import open_model

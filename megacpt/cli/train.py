@@ -33,7 +33,7 @@ def train(
     Examples:
       megacpt train configs/runs/english.yaml
       megacpt train configs/runs/english.yaml optim.peak_lr=1e-3 run=runs/hot
-      torchrun --nproc-per-node 4 -m megacpt train configs/runs/english.yaml parallel.tensor=2
+      torchrun --standalone --nproc-per-node 4 -m megacpt train configs/runs/english.yaml parallel.tensor=2
     """
     from megacpt.config import load_run
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megacpt.data.plan import Segment, Source, StagePlan
-from megacpt.errors import CheckpointError
+from megacpt.errors import CheckpointError, DataError
 
 LEDGER = "ledger.json"
 FORMAT = 1
@@ -99,6 +99,7 @@ class Ledger:
         """Twelve hex digits that follow from what was seen and how, not from where or on how many ranks."""
         content = asdict(self)
         del content["parent_path"]
+        content["tokenizer"].pop("spec", None)  # where it lies; the fingerprint says what it is
         for stage in content["stages"]:
             for key in VOLATILE:
                 del stage[key]
@@ -128,10 +129,11 @@ class Ledger:
             found = content.pop("id")
             stages = tuple(_stage(stage) for stage in content.pop("stages"))
             ledger = cls(**content, stages=stages)
-        except (ValueError, KeyError, TypeError) as error:
+            own = ledger.id
+        except (ValueError, KeyError, TypeError, AttributeError, DataError) as error:
             raise CheckpointError(f"{where} is no ledger: {error}") from error
-        if found != ledger.id:
-            raise CheckpointError(f"{where} was changed after it was written: its id is {found}, not {ledger.id}")
+        if found != own:
+            raise CheckpointError(f"{where} was changed after it was written: its id is {found}, not {own}")
         return ledger
 
     @classmethod
@@ -143,7 +145,9 @@ class Ledger:
         """
         path = checkpoint / LEDGER
         try:
-            return cls.from_json(path.read_text(), str(path))
+            return cls.from_json(path.read_text(encoding="utf-8"), str(path))
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{path} is no ledger: {error}") from error
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 

@@ -30,9 +30,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
-            raise ConfigError(
-                f"temperature {self.temperature:g}: must be 0 (take the likeliest token) or above"
-            )
+            raise ConfigError(f"temperature {self.temperature:g}: must be 0 (take the likeliest token) or above")
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"top-k {self.top_k}: must be 1 or more tokens; leave it out for all of them")
         if self.top_p is not None and not 0 < self.top_p <= 1:

@@ -53,9 +53,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Any, 
         # The fused CPU kernel wants equal head counts; the fused CUDA kernels read grouped heads in place.
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     grouped = k.shape[1] != q.shape[1]
-    out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
-    )
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped)
     return out.permute(2, 0, 1, 3)
 
 
@@ -65,7 +63,7 @@ class CausalAttention(nn.Module):
     Args:
         config: Megatron's configuration of the model.
         layer_number: unused; part of Megatron's signature.
-        attn_mask_type: the mask of training, causal.
+        attn_mask_type: unused, the mask is causal; part of Megatron's signature.
         attention_type: unused; part of Megatron's signature.
         attention_dropout: must be 0 or None.
         softmax_scale: factor of the scores, ``1 / sqrt(d)`` if None.
@@ -77,7 +75,7 @@ class CausalAttention(nn.Module):
         self,
         config: TransformerConfig,
         layer_number: int,  # noqa: ARG002
-        attn_mask_type: AttnMaskType,
+        attn_mask_type: AttnMaskType,  # noqa: ARG002
         attention_type: str,  # noqa: ARG002
         attention_dropout: float | None = None,
         softmax_scale: float | None = None,
@@ -88,7 +86,6 @@ class CausalAttention(nn.Module):
         super().__init__()
         if attention_dropout or config.attention_dropout:
             raise ConfigError("attention dropout is not supported; continual pre-training runs without it")
-        self.attn_mask_type = attn_mask_type
         self.scale = softmax_scale or float(config.kv_channels or 1) ** -0.5
         self.context_group = None if pg_collection is None else pg_collection.cp
 
@@ -98,32 +95,32 @@ class CausalAttention(nn.Module):
         key: Tensor,
         value: Tensor,
         attention_mask: Tensor | None = None,  # noqa: ARG002
-        attn_mask_type: AttnMaskType | None = None,
+        attn_mask_type: AttnMaskType | None = None,  # noqa: ARG002
         attention_bias: Tensor | None = None,  # noqa: ARG002
         packed_seq_params: Any = None,  # noqa: ARG002
     ) -> Tensor:
-        """Attend causally.
+        """Attend causally: the queries are the last s of the t positions.
 
         Args:
             query: [s, b, h, d].
             key: [t, b, g, d]; t is s in training, the cached length in generation.
             value: [t, b, g, d].
             attention_mask: ignored, the mask is causal.
-            attn_mask_type: ``no_mask`` for a single new token that sees the whole cache.
+            attn_mask_type: ignored. Megatron asks for no mask at all once there is a cache, which is wrong for
+                several new tokens at a time.
             attention_bias: unused; part of Megatron's signature.
             packed_seq_params: unused; part of Megatron's signature.
 
         Returns:
             [s, b, h * d].
         """
-        mask_type = attn_mask_type or self.attn_mask_type
         size = 1 if self.context_group is None else self.context_group.size()
         if size > 1:
             out = self._context_parallel(query, key, value, size)
-        elif mask_type == AttnMaskType.no_mask:
-            out = _attend(query, key, value, self.scale, None, causal=False)
         elif query.shape[0] == key.shape[0]:
             out = _attend(query, key, value, self.scale, None, causal=True)
+        elif query.shape[0] == 1:
+            out = _attend(query, key, value, self.scale, None, causal=False)
         else:
             mask = causal_lower_right(query.shape[0], key.shape[0])
             out = _attend(query, key, value, self.scale, mask, causal=False)

@@ -147,9 +147,7 @@ class CausalLM(GPTModel):
         """
         group = self.pg_collection.tp
         width = logits.shape[-1]
-        flat = fused_cross_entropy(
-            logits.reshape(-1, width), labels.t().reshape(-1), group.rank() * width, group
-        )
+        flat = fused_cross_entropy(logits.reshape(-1, width), labels.t().reshape(-1), group.rank() * width, group)
         return flat.view(logits.shape[0], logits.shape[1]).t()
 
 
@@ -186,9 +184,7 @@ def build_stage(
     return stage
 
 
-def build_model(
-    model: ModelConfig, config: TransformerConfig, padded_vocab: int, layout: Layout
-) -> list[CausalLM]:
+def build_model(model: ModelConfig, config: TransformerConfig, padded_vocab: int, layout: Layout) -> list[CausalLM]:
     """Build this rank's model chunks: one, or one for each virtual pipeline stage."""
     if layout.virtual_pipeline == 1:
         return [build_stage(model, config, padded_vocab)]

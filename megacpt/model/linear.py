@@ -39,7 +39,7 @@ class RowLinear(tensor_parallel.RowParallelLinear):
             return joined
         return _local(self, input_, self.weight)
 
-    def _forward_impl(self, input: Tensor, weight: Tensor, **options: Any) -> Any:  # noqa: A002
+    def _forward_impl(self, input: Tensor, weight: Tensor, **options: Any) -> Any:
         # Megatron names no group here, and then warns, formatting the warning, at every call.
         return super()._forward_impl(input, weight, **{**options, "tp_group": self.tp_group})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -72,6 +73,8 @@ def start_process_group() -> None:
         return
     device = local_device()
     if on_cuda():
+        # Megatron overlaps gradient reduction with computation only if the kernels start in the order of their calls.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if on_cuda() else "gloo"
     timeout = datetime.timedelta(minutes=30)
@@ -103,9 +106,19 @@ def enter_layout(layout: Layout, seed: int) -> None:
 
 
 def leave_layout() -> None:
-    """Forget Megatron's process groups; the ranks stay connected."""
-    if parallel_state.model_parallel_is_initialized():
-        parallel_state.destroy_model_parallel()
+    """Leave Megatron's process groups and end them; the ranks stay connected.
+
+    Megatron only forgets its groups. Each of them has threads and connections of its own, dozens a layout, which a
+    process that enters several layouts (stages, tests) would pile up.
+    """
+    if not parallel_state.model_parallel_is_initialized():
+        return
+    parallel_state.destroy_model_parallel()
+    parallel_state.destroy_global_memory_buffer()
+    gc.collect()  # modules of an earlier engine hold groups in reference cycles
+    for group in list(dist.distributed_c10d._world.pg_map):
+        if group is not dist.group.WORLD:
+            dist.destroy_process_group(group)
 
 
 def stop_process_group() -> None:

@@ -21,10 +21,13 @@ import multiprocessing
 import os
 import queue
 import sys
+import threading
+import time
 import types
 import warnings
 from collections.abc import Sequence
 from functools import cache
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +145,7 @@ def _quiet() -> None:
         "Apex is not installed",
         "Apex",
         "full scope is deprecated",
+        "CUDA_DEVICE_MAX_CONNECTIONS",
         "Using or importing the ABCs",
         ".*multi_storage_client.*",
         ".*is deprecated and will be removed.*",
@@ -193,6 +197,22 @@ def _write_here(
     results.put(written)
 
 
+def _end_with_parent() -> None:
+    """Let this process end soon after its parent does, however that ends.
+
+    A rank that is killed would leave it behind, with the rank's memory and its connections, so that the other ranks
+    would wait for a dead one.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 @cache
 def adapt() -> None:
     """Correct what rewriting names alone cannot, once Megatron Core is importable on the CPU."""
@@ -204,7 +224,9 @@ def adapt() -> None:
 
     def forked_queue() -> Any:
         if not queues:
-            queues.append(multiprocessing.get_context("fork").Manager().Queue())
+            manager = SyncManager(ctx=multiprocessing.get_context("fork"))
+            manager.start(_end_with_parent)
+            queues.append(manager.Queue())
         return queues[0]
 
     filesystem_async._get_write_results_queue = forked_queue

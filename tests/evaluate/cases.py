@@ -33,9 +33,7 @@ def _full(engine: MegatronEngine, tokens: list[int]) -> torch.Tensor:
         return model(ids, None, None, runtime_gather_output=True)[0].float()
 
 
-def cached_logits(
-    model: dict[str, Any], pieces: list[int], parallel: dict[str, Any] | None = None
-) -> dict[str, Any]:
+def cached_logits(model: dict[str, Any], pieces: list[int], parallel: dict[str, Any] | None = None) -> dict[str, Any]:
     """Read tokens in pieces through the cache, and all at once without it."""
     engine = _engine(model, parallel)
     tokens = _tokens(sum(pieces))
@@ -65,7 +63,7 @@ def sampled(parallel: dict[str, Any] | None = None, disturb: bool = False, **arg
     engine = _engine({"tied_embeddings": True}, parallel)
     if disturb:
         torch.manual_seed(99)
-        np.random.seed(99)  # noqa: NPY002
+        np.random.seed(99)
     return generate(engine, _tokens(8), vocab_size=VOCAB, **arguments)
 
 
@@ -86,9 +84,7 @@ def vocabulary(size: int) -> list[int]:
     return generate(_engine({}), [1, 2, 3], 40, temperature=5.0, vocab_size=size)
 
 
-def refused(
-    parallel: dict[str, Any] | None = None, prompt: int = 4, max_tokens: int = 4, **arguments: Any
-) -> str:
+def refused(parallel: dict[str, Any] | None = None, prompt: int = 4, max_tokens: int = 4, **arguments: Any) -> str:
     """Name of the error and its message."""
     from megacpt.errors import MegacptError
 

@@ -109,9 +109,7 @@ def test_wrong_arguments_are_refused(pools: Pools, arguments: dict[str, Any], wo
         ({"tensor": 2, "sequence": True}, "parallel.sequence=false"),
     ],
 )
-def test_layouts_without_whole_sequences_are_refused(
-    pools: Pools, parallel: dict[str, Any], advice: str
-) -> None:
+def test_layouts_without_whole_sequences_are_refused(pools: Pools, parallel: dict[str, Any], advice: str) -> None:
     for message in pools(2).run(f"{CASES}:refused", parallel=parallel):
         assert message.startswith("LayoutError")
         assert advice in message

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -24,7 +24,8 @@ from megacpt.ops.native import INSTRUCTION_SETS, instruction_set, library
 from tests.ops.cases import draw
 
 DTYPES = (torch.float32, torch.bfloat16)
-EPS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8}
+# Of the upstream gradient: float32 rounds exp, sum, quotient, product and difference; bfloat16 rounds the result.
+EPS = {torch.float32: 3 * 2.0**-23, torch.bfloat16: 2.0**-8}
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 1200))
 dtypes = st.sampled_from(DTYPES)
 
@@ -55,7 +56,6 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return str(request.param)
 
 
-@settings(deadline=None)  # the first call of a process loads the library and starts threads
 @given(cases())
 def test_reference_agrees_with_a_scalar_loop(case: tuple[Tensor, Tensor, Tensor]) -> None:
     logits, target, weight = case[0].double(), case[1], case[2].double()
@@ -70,7 +70,6 @@ def test_reference_agrees_with_a_scalar_loop(case: tuple[Tensor, Tensor, Tensor]
             assert grad[n, v].item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
-@settings(deadline=None)  # the first call of a process loads the library and starts threads
 @given(cases())
 def test_kernel_agrees_with_the_reference_in_float64(case: tuple[Tensor, Tensor, Tensor]) -> None:
     logits, target, weight = case
@@ -125,7 +124,6 @@ def test_threads_and_instruction_sets_change_no_bit(dtype: torch.dtype) -> None:
         assert all(torch.equal(a, b) for a, b in zip(first, result, strict=True)), name
 
 
-@settings(deadline=None)
 @given(case=cases(), shards=st.integers(2, 4))
 def test_shards_join_to_the_whole(case: tuple[Tensor, Tensor, Tensor], shards: int) -> None:
     logits, target, _ = case

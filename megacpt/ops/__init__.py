@@ -1,0 +1,1 @@
+"""Fused operations: one face for every device, a torch reference that defines each, and native kernels where built."""

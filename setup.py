@@ -1,0 +1,96 @@
+"""Builds the native CPU kernels and packs configs/; everything else about the package stands in pyproject.toml.
+
+The kernels are plain C++17 without torch or Python headers, so the build needs a compiler and nothing else, and takes
+about two seconds. Without a compiler, or if it fails, megacpt installs all the same and runs its torch reference.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import runpy
+import shutil
+import subprocess
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+SOURCES = Path("kernels") / "cpu"
+PER_INSTRUCTION_SET = "*_rows.cpp"
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-psabi"]
+INSTRUCTION_SETS = {
+    "baseline": [],
+    "avx2": ["-mavx2"],
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+}
+
+
+class BuildPackage(build_py):
+    """Puts configs/ into the package: it stands beside it in a checkout, and inside it once installed."""
+
+    def run(self) -> None:
+        """Build the package; an editable one reads the checkout's configs/."""
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree(ROOT / "configs", Path(self.build_lib) / "megacpt" / "configs", dirs_exist_ok=True)
+
+
+class BuildKernels(build_ext):
+    """Compiles the kernels with the C++ compiler directly: what comes out is a library, not a Python module."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """Name the library without Python's version: it has no tie to one."""
+        return str(Path(*fullname.split(".")).with_suffix(".so"))
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build the library, or print one line on why there is none."""
+        library = Path(self.get_ext_fullpath(ext.name))
+        library.unlink(missing_ok=True)
+        compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+        if compiler is None:
+            self._without("no C++ compiler was found; install g++ or clang++ and install megacpt again")
+            return
+        try:
+            self._compile(compiler.split(), library)
+        except (OSError, subprocess.CalledProcessError) as error:
+            library.unlink(missing_ok=True)
+            self._without(f"{compiler} failed: {error}")
+
+    def _without(self, why: str) -> None:
+        print(f"megacpt: installing without native CPU kernels, the torch reference runs instead: {why}", flush=True)
+
+    def _compile(self, compiler: list[str], library: Path) -> None:
+        sources = ROOT / SOURCES
+        objects = Path(self.build_temp) / "kernels"
+        objects.mkdir(parents=True, exist_ok=True)
+        library.parent.mkdir(parents=True, exist_ok=True)
+        native = runpy.run_path(str(ROOT / "megacpt" / "ops" / "fingerprint.py"))
+        flags = [*FLAGS, f'-DMEGACPT_FINGERPRINT="{native["fingerprint"](sources)}"']
+        x86 = platform.machine().lower() in ("x86_64", "amd64")
+        per_set = set(sources.glob(PER_INSTRUCTION_SET))
+        made = []
+        for source in sorted(sources.glob("*.cpp")):
+            variants = INSTRUCTION_SETS if source in per_set and x86 else {"baseline": []}
+            for isa, extra in variants.items():
+                made.append(objects / f"{source.stem}.{isa}.o")
+                self._run([*compiler, *flags, *extra, f"-DMEGACPT_ISA={isa}", "-c", source, "-o", made[-1]])
+        self._run([*compiler, "-shared", "-pthread", *made, "-o", library])
+
+    def _run(self, command: list[str | Path]) -> None:
+        subprocess.run([str(part) for part in command], check=True)
+
+
+def kernels() -> Extension:
+    """Declare the library and its sources (which the source distribution carries too)."""
+    return Extension(
+        "megacpt.ops.libmegacpt_cpu",
+        sources=[str(path.relative_to(ROOT)) for path in sorted((ROOT / SOURCES).glob("*.cpp"))],
+        depends=[str(path.relative_to(ROOT)) for path in sorted((ROOT / SOURCES).glob("*.h"))],
+        optional=True,
+    )
+
+
+setup(ext_modules=[kernels()], cmdclass={"build_py": BuildPackage, "build_ext": BuildKernels})

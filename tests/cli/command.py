@@ -1,0 +1,52 @@
+"""The command line in a process of its own, without paying for the imports each time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.pool import PRELOAD
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended: its exit status, and what it printed."""
+
+    status: int | None
+    out: str
+    err: str
+
+
+def _main(arguments: list[str], folder: str, largest_file: int | None) -> None:
+    os.chdir(folder)
+    os.environ.update(MEGACPT_DEVICE="cpu", OMP_NUM_THREADS="1", COLUMNS="400", TERM="dumb")
+    for number, name in ((1, ".out"), (2, ".err")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    sys.argv = ["megacpt", *arguments]
+    import torch
+
+    from megacpt.cli.main import main
+
+    torch.set_num_threads(1)
+    main()
+
+
+def megacpt(
+    *arguments: str | Path, folder: Path, largest_file: int | None = None, timeout: float = 120.0
+) -> Result:
+    """Run ``megacpt ARGUMENTS`` in `folder`; with `largest_file`, writes beyond that many bytes of a file fail."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    process = context.Process(target=_main, args=(list(map(str, arguments)), str(folder), largest_file))
+    process.start()
+    process.join(timeout)
+    if process.is_alive():
+        process.kill()
+        raise TimeoutError(f"megacpt {' '.join(map(str, arguments))} did not end in {timeout:g} s")
+    return Result(process.exitcode, (folder / ".out").read_text(), (folder / ".err").read_text())
