@@ -111,9 +111,7 @@ class Store:
         """Return where the checkpoint of `step` is or will be."""
         return self.folder / f"step-{step:08d}"
 
-    def save(
-        self, step: int, state: dict[str, Any], files: Mapping[str, str], asynchronous: bool = False
-    ) -> Path:
+    def save(self, step: int, state: dict[str, Any], files: Mapping[str, str], asynchronous: bool = False) -> Path:
         """Write a checkpoint; with `asynchronous`, return while it is still being written.
 
         A checkpoint appears under its name once every file has been written, flushed and read back.

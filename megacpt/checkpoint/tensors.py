@@ -108,9 +108,7 @@ def save_tensors(state: dict[str, Any], folder: Path, asynchronous: bool = False
     dist.barrier()
     logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)
     with explained(folder):
-        request: AsyncRequest | None = dist_checkpointing.save(
-            state, str(folder), async_sharded_save=asynchronous
-        )
+        request: AsyncRequest | None = dist_checkpointing.save(state, str(folder), async_sharded_save=asynchronous)
     return request
 
 

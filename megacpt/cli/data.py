@@ -15,14 +15,10 @@ app = typer.Typer(no_args_is_help=True, help="Prepare token streams, train token
 
 _Inputs = Annotated[
     list[Path],
-    typer.Argument(
-        metavar="INPUT", help="Files (.txt, .jsonl, .jsonl.gz, .jsonl.zst, .parquet) or folders of them."
-    ),
+    typer.Argument(metavar="INPUT", help="Files (.txt, .jsonl, .jsonl.gz, .jsonl.zst, .parquet) or folders of them."),
 ]
 _TOKENIZER_HELP = "'bytes', a SentencePiece .model file, a tokenizer.json, or a folder with one of them."
-_Field = Annotated[
-    str, typer.Option(help="The field or column that holds the text, in JSON lines and Parquet.")
-]
+_Field = Annotated[str, typer.Option(help="The field or column that holds the text, in JSON lines and Parquet.")]
 
 
 @app.command()
@@ -31,12 +27,8 @@ def prepare(
     tokenizer: Annotated[str, typer.Option(help=_TOKENIZER_HELP)],
     out: Annotated[Path, typer.Option(help="The stream folder to write.")],
     field: _Field = "text",
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; by default one for each core.")
-    ] = None,
-    holdout: Annotated[
-        str, typer.Option(help="Share of documents kept for evaluation, in OUT-valid.")
-    ] = "0%",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one for each core.")] = None,
+    holdout: Annotated[str, typer.Option(help="Share of documents kept for evaluation, in OUT-valid.")] = "0%",
 ) -> None:
     """Tokenise text into a stream.
 
@@ -76,9 +68,7 @@ def train_tokenizer(
 
 @app.command()
 def inspect(
-    stream: Annotated[
-        Path, typer.Argument(help="A stream folder, or the prefix of Megatron's .bin and .idx files.")
-    ],
+    stream: Annotated[Path, typer.Argument(help="A stream folder, or the prefix of Megatron's .bin and .idx files.")],
     tokenizer: Annotated[str | None, typer.Option(help=f"Decode with this one: {_TOKENIZER_HELP}")] = None,
     documents: Annotated[int, typer.Option(min=0, help="How many documents to show the beginning of.")] = 3,
 ) -> None:

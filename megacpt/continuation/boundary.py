@@ -41,9 +41,7 @@ def continued_config(
     return overlay(load_run(parent / RUN), stage_file, overrides, run), parent
 
 
-def annealed_config(
-    checkpoint: Path, tokens: str, run: Path, overrides: Sequence[str]
-) -> tuple[RunConfig, Path]:
+def annealed_config(checkpoint: Path, tokens: str, run: Path, overrides: Sequence[str]) -> tuple[RunConfig, Path]:
     """Return the configuration of a release branch: the same mixture, the rate going down to the end.
 
     Args:
@@ -102,7 +100,7 @@ def create_run(config: RunConfig, ledger: Ledger) -> None:
 def started(run: Path) -> Ledger | None:
     """Return the ledger at the start of a run, or None if the folder holds no run."""
     path = run / START
-    return Ledger.from_json(path.read_text(), str(path)) if path.is_file() else None
+    return Ledger.read_file(path) if path.is_file() else None
 
 
 def check_resume(config: RunConfig, start: Ledger, parent: Path | None) -> None:
@@ -143,9 +141,7 @@ def _value(config: RunConfig, key: str) -> object:
     return value
 
 
-def _record(
-    config: RunConfig, before: Ledger | None, parent: Path | None, tokenizer: Tokenizer
-) -> StageRecord:
+def _record(config: RunConfig, before: Ledger | None, parent: Path | None, tokenizer: Tokenizer) -> StageRecord:
     entry = None if before is None else before.stage.rate
     schedule = _schedule(config, before, parent)
     first = schedule.rate(config.tokens_per_step, config.stage.tokens, entry)

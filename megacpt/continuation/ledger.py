@@ -143,7 +143,11 @@ class Ledger:
         Raises:
             CheckpointError: if it is missing or damaged.
         """
-        path = checkpoint / LEDGER
+        return cls.read_file(checkpoint / LEDGER)
+
+    @classmethod
+    def read_file(cls, path: Path) -> Ledger:
+        """Read a ledger; errors as `read`."""
         try:
             return cls.from_json(path.read_text(encoding="utf-8"), str(path))
         except UnicodeDecodeError as error:

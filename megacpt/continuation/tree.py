@@ -71,7 +71,8 @@ def _parent_folder(ledger: Ledger) -> Path | None:
 def _describe(node: RunNode) -> str:
     stage = node.ledger.stage
     streams = ", ".join(
-        f"{escape(name)} {tokens:,} tokens (x{stage.repeats.get(name, 0):.2f})" for name, tokens in stage.consumed.items()
+        f"{escape(name)} {tokens:,} tokens (x{stage.repeats.get(name, 0):.2f})"
+        for name, tokens in stage.consumed.items()
     )
     rate = "not started" if stage.rate is None else f"rate {stage.rate:.3g}, {stage.phase}"
     return (

@@ -54,9 +54,7 @@ def adopt(
         folder.mkdir(parents=True, exist_ok=True)
         meta.write(folder)
     except OSError as error:
-        raise DataError(
-            f"{folder / META_FILE} cannot be written: {disk_full(error) or error.strerror}"
-        ) from error
+        raise DataError(f"{folder / META_FILE} cannot be written: {disk_full(error) or error.strerror}") from error
     return meta
 
 

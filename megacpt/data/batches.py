@@ -46,9 +46,7 @@ def eval_windows(
     Raises DataError when the stream has fewer than two tokens.
     """
     if stream.tokens < 2:
-        raise DataError(
-            f"the stream {stream.folder} has {stream.tokens} tokens: at least 2 are needed to predict one"
-        )
+        raise DataError(f"the stream {stream.folder} has {stream.tokens} tokens: at least 2 are needed to predict one")
     targets = stream.tokens - 1 if max_tokens is None else min(stream.tokens - 1, max_tokens)
     for begin in range(0, targets, seq_length):
         count = min(seq_length, targets - begin)

@@ -60,16 +60,13 @@ class IndexedTokens:
         with self.idx_path.open("rb") as file:
             head = file.read(_HEAD.size)
         if head.startswith(_MAGIC) and len(head) < _HEAD.size:
-            raise DataError(
-                f"{self.idx_path} is cut short: it has {found} bytes, its header alone {_HEAD.size}"
-            )
+            raise DataError(f"{self.idx_path} is cut short: it has {found} bytes, its header alone {_HEAD.size}")
         if not head.startswith(_MAGIC):
             raise DataError(f"{self.idx_path} is not a Megatron index (its first bytes are {head[:9]!r})")
         _, version, code, sequences, boundaries = _HEAD.unpack(head)
         if version != 1 or code not in _TYPES:
             raise DataError(
-                f"{self.idx_path} has version {version} and id type {code}; version 1 with whole numbers is "
-                "expected"
+                f"{self.idx_path} has version {version} and id type {code}; version 1 with whole numbers is expected"
             )
         expected = _HEAD.size + 12 * sequences + 8 * boundaries
         if found < expected or boundaries < 1:
@@ -86,8 +83,7 @@ class IndexedTokens:
         self.boundaries = raw[middle + 8 * sequences : expected].view(np.int64)
         if int(self.boundaries[0]) != 0 or int(self.boundaries[-1]) != sequences:
             raise DataError(
-                f"{self.idx_path}: the last document should end at sequence {sequences}, not "
-                f"{self.boundaries[-1]}"
+                f"{self.idx_path}: the last document should end at sequence {sequences}, not {self.boundaries[-1]}"
             )
         self.tokens = 0
         if sequences:
@@ -96,9 +92,7 @@ class IndexedTokens:
     def read(self, offset: int, count: int) -> np.ndarray:
         """Return ids [count] as int64, from position `offset` of the whole file; IndexError outside it."""
         if offset < 0 or count < 0 or offset + count > self.tokens:
-            raise IndexError(
-                f"ids {offset} to {offset + count} are outside {self.bin_path}, which has {self.tokens}"
-            )
+            raise IndexError(f"ids {offset} to {offset + count} are outside {self.bin_path}, which has {self.tokens}")
         return self._ids[offset : offset + count].astype(np.int64)
 
     def document(self, index: int, limit: int | None = None) -> np.ndarray:
@@ -131,8 +125,7 @@ class IndexedTokens:
             wrong = np.flatnonzero((self._positions[at : at + _CHUNK] != ends - sizes) | (sizes < 0))
             if wrong.size:
                 raise DataError(
-                    f"{self.idx_path}: sequence {at + int(wrong[0])} does not begin where the one before it "
-                    "ends"
+                    f"{self.idx_path}: sequence {at + int(wrong[0])} does not begin where the one before it ends"
                 )
             expected = int(ends[-1])
 

@@ -151,9 +151,7 @@ def _cut_parquet(file: Piece, target: int) -> Iterator[Piece]:
     together = max(1, groups * target // file.size)
     for start in range(0, groups, together):
         stop = min(start + together, groups)
-        yield replace(
-            file, start=start, stop=stop, weight=file.size * stop // groups - file.size * start // groups
-        )
+        yield replace(file, start=start, stop=stop, weight=file.size * stop // groups - file.size * start // groups)
 
 
 def open_parquet(path: str) -> Any:

@@ -35,9 +35,7 @@ class Glance:
     notes: list[str]
 
 
-def glance(
-    path: str | Path, tokenizer: str | Path | None = None, documents: int = 3, characters: int = 300
-) -> Glance:
+def glance(path: str | Path, tokenizer: str | Path | None = None, documents: int = 3, characters: int = 300) -> Glance:
     """Look at the stream folder or the Megatron prefix `path`.
 
     `tokenizer` decodes the first `documents`, up to `characters` each; by default it is the one that the

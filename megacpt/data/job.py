@@ -101,17 +101,13 @@ class Job:
                     f"the same values again to go on, or remove {self.partial} to start over"
                 )
             for change in _source_changes(before["sources"], self.sources):
-                _log.warning(
-                    "%s since %s was begun: its parts are made again, others are kept", change, self.out
-                )
+                _log.warning("%s since %s was begun: its parts are made again, others are kept", change, self.out)
         self.parts_folder.mkdir(exist_ok=True)
         write_json(path, self._identity())
 
     def kept(self) -> str:
         """Say how much is finished."""
-        finished = sum(
-            finished_part(self.parts_folder, shard_name(shard)) is not None for shard in self.shards
-        )
+        finished = sum(finished_part(self.parts_folder, shard_name(shard)) is not None for shard in self.shards)
         return f"{finished} of {len(self.shards)} parts are finished and kept in {self.partial}"
 
 
@@ -134,9 +130,7 @@ def _source_changes(before: Sequence[dict[str, Any]], now: Sequence[dict[str, An
     changes += [f"the input {path} was not given before" for path in new if path not in old]
     for path in (path for path in new if path in old and old[path] != new[path]):
         was, has = old[path], new[path]
-        change = (
-            f"from {was['files']:,} files and {was['bytes']:,} bytes to {has['files']:,} and {has['bytes']:,}"
-        )
+        change = f"from {was['files']:,} files and {was['bytes']:,} bytes to {has['files']:,} and {has['bytes']:,}"
         if (was["files"], was["bytes"]) == (has["files"], has["bytes"]):
             change = "(a name or a modification time)"
         changes.append(f"the input {path} has changed {change}")

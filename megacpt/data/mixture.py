@@ -45,9 +45,7 @@ class MixturePattern:
             raise ValueError(f"samples are counted from 0, not {g}")
         blocks, position = divmod(g, self.block)
         partial = np.bincount(self._sources[:position], minlength=len(self.block_counts))
-        return tuple(
-            blocks * whole + int(part) for whole, part in zip(self.block_counts, partial, strict=True)
-        )
+        return tuple(blocks * whole + int(part) for whole, part in zip(self.block_counts, partial, strict=True))
 
 
 def _whole_shares(weights: Sequence[float]) -> tuple[int, ...]:

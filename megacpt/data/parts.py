@@ -57,9 +57,7 @@ class Part:
     empty: int
 
 
-def make_part(
-    shard: Shard, folder: Path, recipe: Recipe, tokenizer: Tokenizer, report: Callable[[int], None]
-) -> Part:
+def make_part(shard: Shard, folder: Path, recipe: Recipe, tokenizer: Tokenizer, report: Callable[[int], None]) -> Part:
     """Tokenise `shard` into `folder` and return the part; `report` gets the bytes of input done."""
     name = shard_name(shard)
     temporary = {split: folder / f"{name}.{split}.{os.getpid()}.tmp" for split in recipe.splits}
@@ -67,9 +65,7 @@ def make_part(
     empty = unreported = 0
     with ExitStack() as stack:
         dtype = token_dtype(tokenizer.vocab_size)
-        writers = {
-            split: stack.enter_context(IndexedWriter(path, dtype)) for split, path in temporary.items()
-        }
+        writers = {split: stack.enter_context(IndexedWriter(path, dtype)) for split, path in temporary.items()}
         for piece in shard:
             for document in read_documents(piece, recipe.field):
                 unreported += document.consumed
@@ -88,9 +84,7 @@ def make_part(
             for split, writer in writers.items()
         }
     for split, path in temporary.items():
-        for written, final in zip(
-            token_files(path), token_files(part_prefix(folder, name, split)), strict=True
-        ):
+        for written, final in zip(token_files(path), token_files(part_prefix(folder, name, split)), strict=True):
             written.replace(final)
     sync_folder(folder)
     part = Part(name, splits, empty)

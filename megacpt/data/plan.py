@@ -49,9 +49,7 @@ class Source:
 
     def __post_init__(self) -> None:
         if (self.role, self.policy) not in {("new", None), ("replay", "seen"), ("replay", "fresh")}:
-            raise DataError(
-                f"source {self.name}: role {self.role!r} with policy {self.policy!r} is not possible"
-            )
+            raise DataError(f"source {self.name}: role {self.role!r} with policy {self.policy!r} is not possible")
         if self.policy == "seen":
             if any(segment.count is None for segment in self.segments):
                 raise DataError(f"source {self.name}: seen replay needs segments with a count")

@@ -92,9 +92,7 @@ def _make_missing_parts(job: Job, workers: int, bar: Progress) -> None:
             bar.advance(task, sum(piece.weight for piece in shard))
     for leftover in job.parts_folder.glob("*.tmp*"):
         leftover.unlink()
-    make_parts(
-        missing, job.parts_folder, job.recipe, job.tokenizer, workers, lambda done: bar.advance(task, done)
-    )
+    make_parts(missing, job.parts_folder, job.recipe, job.tokenizer, workers, lambda done: bar.advance(task, done))
 
 
 def _merge(job: Job, split: str, bar: Progress) -> None:
@@ -107,9 +105,7 @@ def _merge(job: Job, split: str, bar: Progress) -> None:
     staging, target, dtype = job.partial / split, job.target(split), token_dtype(job.tokenizer.vocab_size)
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
-    task = bar.add_task(
-        f"merging {target.name}", total=sum(count.tokens for count in counts) * dtype.itemsize
-    )
+    task = bar.add_task(f"merging {target.name}", total=sum(count.tokens for count in counts) * dtype.itemsize)
     with IndexedWriter(staging / target.name, dtype) as writer:
         for part, count in zip(parts, counts, strict=True):
             assert part is not None
@@ -180,9 +176,7 @@ def _lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise DataError(
-                f"another process is preparing this stream (it holds {folder}): wait for it"
-            ) from error
+            raise DataError(f"another process is preparing this stream (it holds {folder}): wait for it") from error
         yield
 
 

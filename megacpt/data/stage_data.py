@@ -106,9 +106,7 @@ class _Seen:
                     "larger"
                 )
         if not consumed:
-            raise DataError(
-                f"source {source.name}: seen replay has nothing to draw from, no sample of it was consumed"
-            )
+            raise DataError(f"source {source.name}: seen replay has nothing to draw from, no sample of it was consumed")
         self._length = plan.seq_length
         self._stretches = [_Stretch(segment, source, tokens) for segment in consumed]
         self._cuts = [segment.seq_length // plan.seq_length for segment in consumed]
@@ -130,8 +128,7 @@ def _draw(plan: StagePlan, source: Source, tokens: int) -> _Draw:
     segment = source.segments[0]
     if segment.seq_length != plan.seq_length:
         raise DataError(
-            f"source {source.name}: its segment has seq_length {segment.seq_length}, the stage "
-            f"{plan.seq_length}"
+            f"source {source.name}: its segment has seq_length {segment.seq_length}, the stage {plan.seq_length}"
         )
     return _Stretch(segment, source, tokens)
 

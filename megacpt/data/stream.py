@@ -59,9 +59,7 @@ class StreamMeta:
         except ValueError as error:
             raise DataError(f"{path} is not JSON ({error}): prepare or adopt the stream again") from error
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-            raise DataError(
-                f"{path} is not a stream description of format {FORMAT}: prepare or adopt the stream again"
-            )
+            raise DataError(f"{path} is not a stream description of format {FORMAT}: prepare or adopt the stream again")
         names = {field.name for field in fields(cls)}
         if content.keys() != names:
             wrong = sorted(content.keys() ^ names)
@@ -85,9 +83,7 @@ class TokenStream:
         self.documents = indexed.documents
 
     @classmethod
-    def open(
-        cls, path: str | Path, verify: Verify = "size", tokenizer: Tokenizer | None = None
-    ) -> TokenStream:
+    def open(cls, path: str | Path, verify: Verify = "size", tokenizer: Tokenizer | None = None) -> TokenStream:
         """Open the stream folder `path`.
 
         ``verify="size"`` checks that the sizes agree with the description, ``verify="full"`` reads everything

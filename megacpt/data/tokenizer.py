@@ -43,8 +43,7 @@ class Tokenizer(ABC):
         outside = array[(array < 0) | (array >= self.vocab_size)]
         if outside.size:
             raise DataError(
-                f"id {outside[0]} is outside the vocabulary of tokenizer {self.spec} (0 to "
-                f"{self.vocab_size - 1})"
+                f"id {outside[0]} is outside the vocabulary of tokenizer {self.spec} (0 to {self.vocab_size - 1})"
             )
         return self._decode(array[array != self.eod])
 
@@ -111,8 +110,7 @@ class HuggingFaceTokenizer(Tokenizer):
             import tokenizers
         except ImportError as error:
             raise SetupError(
-                f"{json_file} needs the package tokenizers: pip install 'megacpt[hf]' (or pip install "
-                "tokenizers)"
+                f"{json_file} needs the package tokenizers: pip install 'megacpt[hf]' (or pip install tokenizers)"
             ) from error
         content = _read_json(json_file)
         content.update(padding=None, truncation=None)
@@ -138,9 +136,7 @@ class HuggingFaceTokenizer(Tokenizer):
                 if found is None:
                     raise DataError(f"{path} names the eos_token {name!r}, which {json_file} does not have")
                 return int(found)
-        special = {
-            token["content"]: token["id"] for token in content.get("added_tokens", []) if token.get("special")
-        }
+        special = {token["content"]: token["id"] for token in content.get("added_tokens", []) if token.get("special")}
         for name in _END_NAMES:
             if name in special:
                 return int(special[name])
@@ -173,9 +169,7 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
         candidates = [path / "tokenizer.json", path / "tokenizer.model", *sorted(path.glob("*.model"))]
         found = next((file for file in candidates if file.is_file()), None)
         if found is None:
-            raise DataError(
-                f"the tokenizer folder {path} holds neither a tokenizer.json nor a tokenizer.model"
-            )
+            raise DataError(f"the tokenizer folder {path} holds neither a tokenizer.json nor a tokenizer.model")
         path = found
     if not path.is_file():
         raise DataError(

@@ -37,12 +37,7 @@ def train_tokenizer(
     if target.exists():
         raise DataError(f"{target} exists: choose another --out, or remove it")
     pieces = [piece for found in find_files(inputs) for piece in found]
-    chunks = (
-        chunk
-        for piece in pieces
-        for document in read_documents(piece, field)
-        for chunk in _cut(document.text)
-    )
+    chunks = (chunk for piece in pieces for document in read_documents(piece, field) for chunk in _cut(document.text))
     try:
         model = _train(chunks, vocab_size)
         target.parent.mkdir(parents=True, exist_ok=True)

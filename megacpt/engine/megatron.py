@@ -52,9 +52,7 @@ class MegatronEngine:
         enter_layout(self.layout, config.seed)
         self.device = local_device()
         self.transformer = transformer_config(config.model, self.layout, config.precision, config.recompute)
-        self.chunks = build_model(
-            config.model, self.transformer, config.model.padded_vocab(vocab_size), self.layout
-        )
+        self.chunks = build_model(config.model, self.transformer, config.model.padded_vocab(vocab_size), self.layout)
         for chunk in self.chunks:
             chunk.to(self.device)
         initialise(self.chunks, config.model.init_std, config.seed)
@@ -167,9 +165,7 @@ class MegatronEngine:
         if batch.valid is not None:
             valid = torch.from_numpy(batch.valid).to(self.device, torch.float32)
         rank, size = parallel_state.get_context_parallel_rank(), self.layout.context
-        inputs, labels, valid = (
-            context_slice(x, 1, rank, size) for x in (tokens[:, :-1], tokens[:, 1:], valid)
-        )
+        inputs, labels, valid = (context_slice(x, 1, rank, size) for x in (tokens[:, :-1], tokens[:, 1:], valid))
         output = model(input_ids=inputs, position_ids=None, attention_mask=None, labels=labels)
         return output, partial(_loss, valid)
 

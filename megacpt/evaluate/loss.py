@@ -15,6 +15,7 @@ from megacpt.engine.protocol import Batch, Engine
 # Microbatches that go through the engine at once; bounds the memory, not the result.
 MICROBATCHES = 16
 
+
 @dataclass(frozen=True)
 class StreamLoss:
     """How well a model predicts a stream.

@@ -169,9 +169,7 @@ class _Generators:
 
 default_generators = _Generators()
 random = SimpleNamespace(get_rng_state=get_rng_state, set_rng_state=set_rng_state, manual_seed=manual_seed)
-nvtx = SimpleNamespace(
-    range_push=lambda *_: None, range_pop=lambda *_: None, range=lambda *_: contextlib.nullcontext()
-)
+nvtx = SimpleNamespace(range_push=lambda *_: None, range_pop=lambda *_: None, range=lambda *_: contextlib.nullcontext())
 amp = SimpleNamespace(custom_fwd=lambda fwd=None, **_: fwd, custom_bwd=lambda bwd=None, **_: bwd)
 
 

@@ -38,7 +38,7 @@ STAND_IN = "_megacpt_cuda"
 class _OnCpu(ast.NodeTransformer):
     """The rewriting: CUDA's names in, the CPU's out."""
 
-    def visit_Constant(self, node: ast.Constant) -> ast.AST:  # noqa: N802
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
         if not isinstance(node.value, str):
             return node
         value = node.value
@@ -49,20 +49,20 @@ class _OnCpu(ast.NodeTransformer):
             return ast.copy_location(ast.Constant(value.replace("torch.cuda.", "torch.")), node)
         return node
 
-    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:  # noqa: N802
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
         first = node.values[0] if node.values else None
         if isinstance(first, ast.Constant) and first.value == "cuda:":
             return ast.copy_location(ast.Constant("cpu"), node)
         self.generic_visit(node)
         return node
 
-    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:  # noqa: N802
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         self.generic_visit(node)
         if node.attr == "cuda" and isinstance(node.value, ast.Name) and node.value.id == "torch":
             return ast.copy_location(ast.Name(STAND_IN, node.ctx), node)
         return node
 
-    def visit_Call(self, node: ast.Call) -> ast.AST:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
         if isinstance(node.func, ast.Attribute) and node.func.attr == "cuda":
             return node.func.value
@@ -71,7 +71,7 @@ class _OnCpu(ast.NodeTransformer):
                 keyword.value = ast.copy_location(ast.Constant(False), keyword.value)
         return node
 
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:  # noqa: N802
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
         if node.module == "torch.cuda":
             node.module = "megacpt.runtime.cuda_stand_in"
         return node
@@ -109,18 +109,19 @@ class _Loader(importlib.machinery.SourceFileLoader):
         try:
             stored = cache.read_bytes()
             if stored[:32] == key:
-                return marshal.loads(stored[32:])
+                code: types.CodeType = marshal.loads(stored[32:])
+                return code
         except (OSError, ValueError, EOFError, TypeError):
             pass  # no cache, or a damaged one: compile again
-        code = rewrite(source, str(path))
+        made = rewrite(source, str(path))
         partial = cache.with_name(f"{cache.name}.{os.getpid()}")
         try:
             cache.parent.mkdir(exist_ok=True)
-            partial.write_bytes(key + marshal.dumps(code))
+            partial.write_bytes(key + marshal.dumps(made))
             partial.replace(cache)
         except OSError:
             pass  # a read-only installation only costs the compilation at each start
-        return code
+        return made
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -173,9 +174,7 @@ def install(on_cpu: bool) -> None:
     sys.meta_path.insert(0, _Finder())
 
 
-def _write_here(
-    transforms: list[Any], _use_msc: bool, _rank: int, buckets: list[Any], results: Any
-) -> None:
+def _write_here(transforms: list[Any], _use_msc: bool, _rank: int, buckets: list[Any], results: Any) -> None:
     """Write the files of a checkpoint in this process, one after the other.
 
     Megatron forks a process a file and waits for its word; one that dies takes the run with it. The writes of a
@@ -183,7 +182,8 @@ def _write_here(
     """
     from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
-    written: dict[int, Any] | Exception = {}
+    written: dict[int, Any] = {}
+    failure: Exception | None = None
     for index, bucket in enumerate(buckets):
         local: queue.Queue[Any] = queue.Queue()
         counter: queue.Queue[Any] = queue.Queue()
@@ -191,10 +191,10 @@ def _write_here(
         FileSystemWriterAsync.write_preloaded_data(transforms, index, bucket, local, counter, use_fsync=True)
         _, outcome = local.get()
         if isinstance(outcome, Exception):
-            written = outcome
+            failure = outcome
             break
         written[index] = outcome
-    results.put(written)
+    results.put(failure or written)
 
 
 def _end_with_parent() -> None:

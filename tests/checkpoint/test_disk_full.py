@@ -11,7 +11,8 @@ from tests.pool import Pools
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["at once", "in the background"])
 @pytest.mark.parametrize(
-    ("ranks", "how"), [(1, "tensors"), (1, "ledger"), (1, "first"), (2, "tensors"), (2, "ledger"), (2, "first"), (2, "last")]
+    ("ranks", "how"),
+    [(1, "tensors"), (1, "ledger"), (1, "first"), (2, "tensors"), (2, "ledger"), (2, "first"), (2, "last")],
 )
 def test_a_full_disk(pools: Pools, tmp_path: Path, ranks: int, how: str, asynchronous: bool) -> None:
     found = pools(ranks).run("tests.checkpoint.cases:fail", run=str(tmp_path), how=how, asynchronous=asynchronous)

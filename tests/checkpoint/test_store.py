@@ -117,9 +117,7 @@ def test_places_that_hold_no_checkpoint(run: Path, tmp_path: Path) -> None:
 # Loading.
 
 
-def test_what_is_loaded_is_what_was_saved(
-    pools: Pools, saved: tuple[Path, list[dict[str, str]]]
-) -> None:
+def test_what_is_loaded_is_what_was_saved(pools: Pools, saved: tuple[Path, list[dict[str, str]]]) -> None:
     run, hashes = saved
     for number, expected in enumerate(hashes, 1):
         folder = run / "checkpoints" / f"step-{number:08d}"
@@ -175,9 +173,7 @@ def test_unfinished_folders_are_ignored_and_then_removed(pools: Pools, run: Path
     assert names == ["step-00000001", "step-00000002", "step-00000003"]
 
 
-def test_saving_a_step_again_replaces_it(
-    pools: Pools, run: Path, saved: tuple[Path, list[dict[str, str]]]
-) -> None:
+def test_saving_a_step_again_replaces_it(pools: Pools, run: Path, saved: tuple[Path, list[dict[str, str]]]) -> None:
     _flip(_tensors(run, 1))
     pools(1).run(f"{CASES}:save", run=str(run), steps=[1])
     folder = run / "checkpoints" / "step-00000001"

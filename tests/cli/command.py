@@ -37,9 +37,7 @@ def _main(arguments: list[str], folder: str, largest_file: int | None) -> None:
     main()
 
 
-def megacpt(
-    *arguments: str | Path, folder: Path, largest_file: int | None = None, timeout: float = 120.0
-) -> Result:
+def megacpt(*arguments: str | Path, folder: Path, largest_file: int | None = None, timeout: float = 120.0) -> Result:
     """Run ``megacpt ARGUMENTS`` in `folder`; with `largest_file`, writes beyond that many bytes of a file fail."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)

@@ -114,7 +114,17 @@ def test_changing_it_by_hand_is_refused(english: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"7", b"null", b"\xff\xfe\x00", b"{}", b'{"format": 2}', b'{"format": 1, "id": "x", "stages": []}'],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"7",
+        b"null",
+        b"\xff\xfe\x00",
+        b"{}",
+        b'{"format": 2}',
+        b'{"format": 1, "id": "x", "stages": []}',
+    ],
 )
 def test_what_is_no_ledger(english: Path, content: bytes) -> None:
     (english / LEDGER).write_bytes(content)

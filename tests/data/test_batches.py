@@ -15,9 +15,7 @@ LENGTH = 8
 @pytest.fixture
 def data(make_stream: MakeStream) -> StageData:
     stream = make_stream(["".join(f"{i:04}" for i in range(300))])
-    source = Source(
-        "s", str(stream.folder), stream.meta.content_hash, "new", None, 1.0, (Segment(1, LENGTH, 0, None),)
-    )
+    source = Source("s", str(stream.folder), stream.meta.content_hash, "new", None, 1.0, (Segment(1, LENGTH, 0, None),))
     return StageData(StagePlan(LENGTH, 1, (source,)))
 
 
@@ -38,9 +36,7 @@ def test_the_global_batch_does_not_depend_on_ranks_or_microbatch(
 
 
 @pytest.mark.parametrize(("sequences", "microbatch", "ranks"), [(12, 5, 1), (12, 4, 2), (1, 1, 2), (4, 0, 1)])
-def test_batches_that_do_not_divide_are_refused(
-    data: StageData, sequences: int, microbatch: int, ranks: int
-) -> None:
+def test_batches_that_do_not_divide_are_refused(data: StageData, sequences: int, microbatch: int, ranks: int) -> None:
     with pytest.raises(ConfigError, match=rf"batch.sequences \({sequences}\) must be a multiple"):
         microbatches(data, 0, sequences, microbatch, 0, ranks)
 
@@ -63,9 +59,7 @@ def test_evaluation_predicts_each_token_once(make_stream: MakeStream, size: int,
     assert targets == text[1 : count + 1]
 
 
-def test_a_stream_of_one_token_cannot_be_evaluated(
-    make_stream: MakeStream, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stream_of_one_token_cannot_be_evaluated(make_stream: MakeStream, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = make_stream(["a"])
     monkeypatch.setattr(stream, "tokens", 1)
     with pytest.raises(DataError, match="has 1 tokens: at least 2 are needed"):

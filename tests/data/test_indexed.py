@@ -102,9 +102,7 @@ def test_a_document_longer_than_a_sequence_may_be_is_kept_whole(
     assert ours.document_lengths(10).tolist() == [10, 1]
 
 
-def test_many_documents_cross_the_chunks_of_the_index(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_documents_cross_the_chunks_of_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_CHUNK", 3)
     documents = [[i] * (i % 3) for i in range(20)]
     digest = write(tmp_path / "many", documents)
@@ -133,9 +131,7 @@ def test_a_longer_bin_is_not_the_file_of_the_index(tmp_path: Path) -> None:
     write(tmp_path / "tokens", [[1, 2], [3]])
     with (tmp_path / "tokens.bin").open("ab") as file:
         file.write(b"xx")
-    with pytest.raises(
-        DataError, match=r"has 8 bytes, but its index says 6: it is not the file of this index"
-    ):
+    with pytest.raises(DataError, match=r"has 8 bytes, but its index says 6: it is not the file of this index"):
         IndexedTokens(tmp_path / "tokens")
 
 

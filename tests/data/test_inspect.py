@@ -48,9 +48,7 @@ def test_long_documents_are_shown_from_their_beginning(make_stream: MakeStream) 
     assert glance(stream.folder, characters=7).texts == ["abababa"]
 
 
-def test_lengths_of_many_documents_are_sampled(
-    make_stream: MakeStream, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lengths_of_many_documents_are_sampled(make_stream: MakeStream, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = make_stream(["x" * (i % 10) + "." for i in range(500)])
     monkeypatch.setattr(module, "LENGTH_SAMPLE", 50)
     found = glance(stream.folder)
@@ -58,9 +56,7 @@ def test_lengths_of_many_documents_are_sampled(
     assert 2 <= found.lengths["minimum"] <= found.lengths["maximum"] <= 11
 
 
-def test_without_its_tokenizer_ids_are_shown(
-    make_stream: MakeStream, tmp_path: Path, sentencepiece_folder
-) -> None:
+def test_without_its_tokenizer_ids_are_shown(make_stream: MakeStream, tmp_path: Path, sentencepiece_folder) -> None:
     shutil.copytree(sentencepiece_folder, tmp_path / "tok")
     stream = make_stream(TEXTS, tokenizer=str(tmp_path / "tok"))
     (tmp_path / "tok" / "tokenizer.model").unlink()

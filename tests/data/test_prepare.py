@@ -114,9 +114,7 @@ def test_copies_of_a_document_are_never_on_both_sides(tmp_path: Path) -> None:
 
 def test_a_holdout_that_takes_nothing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("the only document")
-    with pytest.raises(
-        DataError, match=r"holdout 0.01 takes whole documents, and of the few .* it took none"
-    ):
+    with pytest.raises(DataError, match=r"holdout 0.01 takes whole documents, and of the few .* it took none"):
         run(tmp_path / "a.txt", tmp_path / "out", holdout=0.01)
     assert not (tmp_path / "out").exists()
 
@@ -130,9 +128,7 @@ def test_impossible_settings_are_refused(source: Path, tmp_path: Path, settings:
         run(source, tmp_path / "out", **settings)
 
 
-def test_the_same_job_again_returns_at_once(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_same_job_again_returns_at_once(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(source, tmp_path / "out", holdout=0.1)
     monkeypatch.setattr(module, "make_parts", None)
     assert run(source, tmp_path / "out", holdout=0.1, workers=2) == first
@@ -205,9 +201,7 @@ def test_after_a_bad_line_is_mended_only_its_part_is_made_again(
     (folder / "3.jsonl").write_text(good)
     made: list[object] = []
     original = module.make_parts
-    monkeypatch.setattr(
-        module, "make_parts", lambda shards, *rest: (made.extend(shards), original(shards, *rest))
-    )
+    monkeypatch.setattr(module, "make_parts", lambda shards, *rest: (made.extend(shards), original(shards, *rest)))
     with caplog.at_level(logging.WARNING):
         meta = run(folder, tmp_path / "out", workers=workers, shard_bytes=shard_bytes)
     assert "has changed (a name or a modification time)" in caplog.text
@@ -223,9 +217,7 @@ def test_unfinished_parts_of_another_job_are_explained(source: Path, tmp_path: P
         file.write("bad\n")
     with pytest.raises(DataError, match="not JSON"):
         run(source, tmp_path / "out")
-    with pytest.raises(
-        DataError, match=r"out.partial holds the unfinished parts of another job: holdout was 0.0"
-    ):
+    with pytest.raises(DataError, match=r"out.partial holds the unfinished parts of another job: holdout was 0.0"):
         run(source, tmp_path / "out", holdout=0.5)
 
 

@@ -91,10 +91,7 @@ class Restarts:
     def check(self, expected: Path) -> None:
         for suffix in ("", "-valid"):
             made = TokenStream.open(self.out.with_name(f"out{suffix}"), verify="full").meta
-            assert (
-                made.content_hash
-                == StreamMeta.read(expected.with_name(f"{expected.name}{suffix}")).content_hash
-            )
+            assert made.content_hash == StreamMeta.read(expected.with_name(f"{expected.name}{suffix}")).content_hash
         assert not self.out.with_name("out.partial").exists()
 
 
@@ -132,9 +129,7 @@ def test_killed_while_merging(tmp_path: Path, expected: Path, place: str) -> Non
     restarts.check(expected)
 
 
-def test_killed_with_workers_leaves_no_orphan_and_goes_on_with_another_number(
-    tmp_path: Path, expected: Path
-) -> None:
+def test_killed_with_workers_leaves_no_orphan_and_goes_on_with_another_number(tmp_path: Path, expected: Path) -> None:
     restarts = Restarts(tmp_path)
     process = restarts.start(workers=2)
     wait_until(lambda: restarts.parts() >= 3)
@@ -168,9 +163,7 @@ def runs(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize(
-    ("workers", "limit", "kept"), [(1, 700_000, r"(\d\d) of \1"), (2, 60_000, r"0 of \d\d")]
-)
+@pytest.mark.parametrize(("workers", "limit", "kept"), [(1, 700_000, r"(\d\d) of \1"), (2, 60_000, r"0 of \d\d")])
 def test_a_file_size_limit_is_explained_and_the_same_command_goes_on(
     tmp_path: Path, expected: Path, workers: int, limit: int, kept: str
 ) -> None:

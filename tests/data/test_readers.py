@@ -78,9 +78,7 @@ def test_several_compressed_members_are_all_read(tmp_path: Path, kind: str) -> N
 
 @pytest.mark.parametrize("kind", ["gz", "zst"])
 @pytest.mark.parametrize("lost", [1, 9, 3000])
-def test_compressed_files_that_are_cut_short_lose_nothing_silently(
-    tmp_path: Path, kind: str, lost: int
-) -> None:
+def test_compressed_files_that_are_cut_short_lose_nothing_silently(tmp_path: Path, kind: str, lost: int) -> None:
     write_jsonl(tmp_path / "a.jsonl", [f"{i * 7919 % 10007}" for i in range(5000)])
     packed = compress(tmp_path / "a.jsonl", kind)
     packed.write_bytes(packed.read_bytes()[:-lost])
@@ -153,9 +151,7 @@ def test_bad_lines_have_their_number_in_the_file_not_in_the_piece(tmp_path: Path
 
 
 def test_text_that_is_no_utf8_is_named_with_its_line(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(
-        "fine\nstill ü fine\nna\xefve\n".encode("latin-1").replace(b"\xfc", b"u")
-    )
+    (tmp_path / "a.txt").write_bytes("fine\nstill ü fine\nna\xefve\n".encode("latin-1").replace(b"\xfc", b"u"))
     with pytest.raises(DataError, match=r"a.txt, line 3: this is not UTF-8: byte 0xef .* with iconv"):
         texts_in(tmp_path / "a.txt")
 
@@ -201,7 +197,5 @@ def test_missing_packages_say_how_to_get_them(
 ) -> None:
     (tmp_path / name).write_bytes(b"x")
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(
-        SetupError, match=rf"{name} needs the package {package}: pip install 'megacpt\[{extra}\]'"
-    ):
+    with pytest.raises(SetupError, match=rf"{name} needs the package {package}: pip install 'megacpt\[{extra}\]'"):
         texts_in(tmp_path / name)

@@ -19,9 +19,7 @@ from tests.data.conftest import MakeStream
 LENGTH = 16
 
 
-def new(
-    stream: TokenStream, weight: float = 1.0, start: int = 0, key: int = 7, length: int = LENGTH
-) -> Source:
+def new(stream: TokenStream, weight: float = 1.0, start: int = 0, key: int = 7, length: int = LENGTH) -> Source:
     meta = stream.meta
     return Source(
         meta.name,
@@ -181,9 +179,7 @@ def test_a_stream_that_is_too_short_is_refused_with_the_numbers(make_stream: Mak
     assert StageData(plan(new(make_stream(["x" * 16], "enough")))).locate(5).offset == 0
 
 
-def test_another_stream_in_the_same_place_is_refused_with_both_hashes(
-    make_stream: MakeStream, streams
-) -> None:
+def test_another_stream_in_the_same_place_is_refused_with_both_hashes(make_stream: MakeStream, streams) -> None:
     stream = make_stream(["text " * 20])
     planned = replace(new(stream), content_hash=streams["a"].meta.content_hash)
     with pytest.raises(DataError) as caught:
@@ -219,9 +215,7 @@ def test_sample_hashes_follow_the_content_and_the_place_alone(streams) -> None:
     again = StageData(plan(new(streams["a"], 0.5), new(streams["b"], 0.5)))
     assert [again.sample_hash(g) for g in range(80)] == hashes
     alone = StageData(plan(new(streams["a"])))
-    assert {alone.sample_hash(g) for g in range(40)} == {
-        h for g, h in enumerate(hashes) if data.locate(g).source == 0
-    }
+    assert {alone.sample_hash(g) for g in range(40)} == {h for g, h in enumerate(hashes) if data.locate(g).source == 0}
 
 
 def test_streams_with_the_same_key_and_size_have_their_own_orders(make_stream: MakeStream) -> None:

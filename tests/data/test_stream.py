@@ -85,9 +85,7 @@ def test_files_of_another_stream_are_found(make_stream: MakeStream) -> None:
         TokenStream.open(first.folder)
 
 
-def test_another_tokenizer_is_refused_with_both_names(
-    make_stream: MakeStream, sentencepiece_folder: Path
-) -> None:
+def test_another_tokenizer_is_refused_with_both_names(make_stream: MakeStream, sentencepiece_folder: Path) -> None:
     stream, other = make_stream(TEXTS), load_tokenizer(sentencepiece_folder)
     TokenStream.open(stream.folder, tokenizer=load_tokenizer("bytes"))
     with pytest.raises(DataError) as caught:
@@ -130,7 +128,5 @@ def test_places_without_a_stream_say_what_is_there_instead(make_stream: MakeStre
     with pytest.raises(DataError, match=r"megacpt data adopt .*english --tokenizer"):
         TokenStream.open(stream.folder / "english")
     (tmp_path / "begun.partial").mkdir()
-    with pytest.raises(
-        DataError, match=r"begun is not finished: run its 'megacpt data prepare' command again"
-    ):
+    with pytest.raises(DataError, match=r"begun is not finished: run its 'megacpt data prepare' command again"):
         TokenStream.open(tmp_path / "begun")

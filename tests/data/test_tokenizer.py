@@ -70,9 +70,7 @@ def test_the_declared_eos_token_ends_documents(tmp_path: Path, hf_folder: Path, 
     assert by_config.fingerprint != by_name.fingerprint
 
 
-def test_fingerprints_follow_the_content_not_the_place_or_the_spelling(
-    tmp_path: Path, hf_folder: Path
-) -> None:
+def test_fingerprints_follow_the_content_not_the_place_or_the_spelling(tmp_path: Path, hf_folder: Path) -> None:
     original = load_tokenizer(hf_folder)
     content = json.loads((hf_folder / "tokenizer.json").read_text())
     (tmp_path / "tokenizer.json").write_text(json.dumps(dict(reversed(content.items())), indent=7))

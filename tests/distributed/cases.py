@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from megacpt.config import RunConfig
 from megacpt.engine.megatron import MegatronEngine

@@ -56,9 +56,7 @@ def test_same_seed_gives_the_same_model(pools: Pools, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_layout_writes_what_one_process_reads(
-    pools: Pools, trunk: dict[str, Any], name: str, tmp_path: Path
-) -> None:
+def test_layout_writes_what_one_process_reads(pools: Pools, trunk: dict[str, Any], name: str, tmp_path: Path) -> None:
     ranks, changes = LAYOUTS[name]
     saved = tmp_path / "checkpoint"
     first = pools(ranks).run(CASES, changes=changes, first=3, steps=2, load=str(trunk["folder"]), save=str(saved))

@@ -19,7 +19,7 @@ from megacpt.train.loop import Run
 PATIENCE = 10
 
 
-class TrainingFailed(MegacptError):
+class TrainingError(MegacptError):
     """Training no longer makes progress."""
 
     exit_code = 1
@@ -37,7 +37,7 @@ class Health(Quiet):
         """Count bad steps in a row."""
         self.bad = self.bad + 1 if report.skipped or not math.isfinite(report.loss) else 0
         if self.bad >= PATIENCE:
-            raise TrainingFailed(
+            raise TrainingError(
                 f"the gradient was not finite in {PATIENCE} steps in a row (up to step {run.step}); none of them "
                 "changed the weights. Lower optim.peak_lr, or look at the samples of these steps"
             )

@@ -110,7 +110,7 @@ class Metrics(Quiet):
             self.file.write(json.dumps(line) + "\n")
             self.file.flush()
 
-    def on_end(self, run: Run) -> None:
+    def on_end(self, run: Run) -> None:  # noqa: ARG002
         """Close the files."""
         if self.file is not None:
             self.file.close()
