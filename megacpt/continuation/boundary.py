@@ -49,10 +49,16 @@ def annealed_config(checkpoint: Path, tokens: str, run: Path, overrides: Sequenc
         tokens: length of the branch, absolute or as a percentage of the trunk's stage.
         run: folder of the branch.
         overrides: ``KEY=VALUE``.
+
+    Raises:
+        ConfigError: if `tokens` is no length, or the configuration is wrong.
     """
     parent = find_checkpoint(checkpoint)
     trunk = load_run(parent / RUN)
-    length = Duration.parse(tokens).tokens(trunk.stage.tokens, trunk.tokens_per_step)
+    try:
+        length = Duration.parse(tokens).tokens(trunk.stage.tokens, trunk.tokens_per_step)
+    except ValueError as error:
+        raise ConfigError(f"--tokens: '{tokens}': {error}") from error
     stage = trunk.stage.model_dump()
     stage.update(name=f"{trunk.stage.name}-anneal", kind="anneal", tokens=length)
     lowest = getattr(trunk.schedule, "min_lr", None)
@@ -145,7 +151,8 @@ def _record(config: RunConfig, before: Ledger | None, parent: Path | None, token
     entry = None if before is None else before.stage.rate
     schedule = _schedule(config, before, parent)
     first = schedule.rate(config.tokens_per_step, config.stage.tokens, entry)
-    if before is not None and entry is not None:
+    rewarmed = schedule.kind == "rewarmed_cosine" and schedule.warmup > 0
+    if before is not None and entry is not None and not rewarmed:
         _refuse_jump(first, entry, before, parent)
     return StageRecord(
         name=config.stage.name,

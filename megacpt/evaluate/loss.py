@@ -62,6 +62,8 @@ def _groups(
     What is missing at the end is filled with microbatches that do not count, up to what pipelines want.
     """
     rows = microbatch * engine.data_size
+    multiple = engine.microbatch_multiple
+    most = -(-MICROBATCHES // multiple) * multiple
     pending: list[tuple[np.ndarray, np.ndarray]] = []
     group: list[Batch] = []
     for window in eval_windows(stream, seq_length, max_tokens):
@@ -69,7 +71,7 @@ def _groups(
         if len(pending) == rows:
             group.append(_mine(engine, pending, microbatch))
             pending = []
-        if len(group) == MICROBATCHES:
+        if len(group) == most:
             yield group
             group = []
     empty = (np.zeros(seq_length + 1, dtype=np.int64), np.zeros(seq_length, dtype=bool))
@@ -78,7 +80,7 @@ def _groups(
         group.append(_mine(engine, pending, microbatch))
     if group:
         blank = Batch(*(np.stack([x] * microbatch) for x in empty))
-        yield group + [blank] * (-len(group) % engine.microbatch_multiple)
+        yield group + [blank] * (-len(group) % multiple)
 
 
 def _mine(engine: Engine, windows: list[tuple[np.ndarray, np.ndarray]], microbatch: int) -> Batch:

@@ -36,7 +36,7 @@ def step(trained: MegatronEngine, number: int) -> None:
     """One optimizer step on tokens that depend on `number` alone."""
     rows = np.random.default_rng(number).integers(0, VOCAB, (4, 17))
     mine = rows[trained.data_rank :: trained.data_size]
-    trained.train_step([Batch(mine)], 1e-2, 0.1)
+    trained.train_step([Batch(row[None]) for row in mine], 1e-2, 0.1)
 
 
 def contents(trained: MegatronEngine) -> dict[str, np.ndarray]:

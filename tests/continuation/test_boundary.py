@@ -63,7 +63,7 @@ def test_a_trunk_stopped_in_its_cooldown_goes_on_with_it(
     assert _rate(start, 1, 4) < _rate(uninterrupted, 3, 8)
 
 
-@pytest.mark.parametrize("change", [{"optim": {"peak_lr": 2e-2}}, {"schedule": {"kind": "infinite", "warmup": "3 steps"}}])
+@pytest.mark.parametrize("change", [{"optim": {"peak_lr": 2e-2}}, {"schedule": {"kind": "infinite", "warmup": "2 steps", "cooldown": "3 steps"}}])
 def test_another_peak_or_schedule_begins_anew(
     english: Path, streams: Streams, tmp_path: Path, change: dict[str, Any]
 ) -> None:
@@ -72,10 +72,10 @@ def test_another_peak_or_schedule_begins_anew(
 
 
 def test_a_schedule_with_a_horizon_begins_anew(streams: Streams, tmp_path: Path, finish: Finish) -> None:
-    schedule = {"kind": "cosine", "warmup": "4 steps"}
-    first = finish(run_config(tmp_path / "cosine", {"english": streams["english"]}, schedule=schedule))
+    schedule = {"kind": "cosine", "warmup": "10 steps"}
+    first = finish(run_config(tmp_path / "cosine", {"english": streams["english"]}, 20, schedule=schedule))
     assert Ledger.read(first).stage.phase == "done"
-    start = first_ledger(stage(tmp_path / "next", {"python": streams["python"]}, steps=8, schedule=schedule), first)
+    start = first_ledger(stage(tmp_path / "next", {"python": streams["python"]}, 20, schedule=schedule), first)
     assert start.stage.schedule["offset"] == 0
     assert start.stage.entry_rate == pytest.approx(1e-3)
 
@@ -113,6 +113,12 @@ def test_an_annealed_branch_is_rewarmed(annealed: Path, streams: Streams, tmp_pa
     assert start.stage.entry_rate == pytest.approx(1e-3)
     assert _rate(start, 1, 8) == pytest.approx((1e-3 + 1e-2) / 2)
     assert _rate(start, 2, 8) == pytest.approx(1e-2)
+
+
+def test_rewarming_within_no_step_is_a_jump(annealed: Path, streams: Streams, tmp_path: Path) -> None:
+    schedule = {"kind": "rewarmed_cosine", "warmup": 0}
+    with pytest.raises(ConfigError, match="a jump that forgets"):
+        first_ledger(stage(tmp_path / "next", {"python": streams["python"]}, schedule=schedule), annealed)
 
 
 def test_annealing(english: Path, tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_shards_join_to_the_whole(case: tuple[Tensor, Tensor, Tensor], shards: i
     cuts = [(start, logits[:, start : start + width]) for start in range(0, logits.shape[1], width)]
     parts = [cross_entropy_partials(shard.contiguous(), target, start) for start, shard in cuts]
     top = torch.stack([part[0] for part in parts]).amax(0)
-    sum_exp, target_logit = sum(rescaled(part, top) for part in parts)
+    sum_exp, target_logit = torch.stack([rescaled(part, top) for part in parts]).sum(0)
     whole = cross_entropy_partials(logits, target, 0)
     assert torch.equal(top, whole[0])
     assert torch.equal(target_logit, whole[2])

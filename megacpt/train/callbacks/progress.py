@@ -41,6 +41,7 @@ class ProgressBar(Quiet):
             f"[bold]{stage.name}[/bold] ({stage.kind}, {int(stage.tokens):,} tokens, {going}, {run.layout}) "
             f"in {run.config.run}",
             highlight=False,
+            soft_wrap=True,
         )
         if self.console.is_terminal:
             self.bar = Progress(
