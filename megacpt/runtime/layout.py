@@ -100,7 +100,7 @@ def enter_layout(layout: Layout, seed: int) -> None:
         pipeline_model_parallel_size=layout.pipeline,
         virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
         context_parallel_size=layout.context,
-        create_gloo_process_groups=on_cuda(),
+        create_gloo_process_groups=False,
     )
     model_parallel_cuda_manual_seed(seed)
 

@@ -11,6 +11,7 @@ from megacpt.checkpoint.store import Store
 from megacpt.config import RunConfig
 from megacpt.continuation.ledger import Ledger
 from megacpt.data.batches import microbatches
+from megacpt.data.plan import Source
 from megacpt.data.stage_data import StageData
 from megacpt.data.tokenizer import Tokenizer
 from megacpt.engine.protocol import Batch, Engine, StepReport
@@ -92,8 +93,8 @@ class Run:
         plan = self.start.stage.plan
         counts = self.data.counts(self.step * self.config.batch.sequences)
         tokens = {s.name: n * plan.seq_length for s, n in zip(plan.sources, counts, strict=True)}
-        sizes = [stream.tokens // plan.seq_length for stream in self.data.streams]
-        repeats = {s.name: n / size for s, n, size in zip(plan.sources, counts, sizes, strict=True)}
+        sources = zip(plan.sources, counts, self.data.streams, strict=True)
+        repeats = {s.name: n / _distinct(s, stream.tokens, plan.seq_length) for s, n, stream in sources}
         return self.start.with_stage(
             tokens=self.tokens,
             steps=self.step,
@@ -104,6 +105,13 @@ class Run:
             layouts=self.layouts,
             seconds=round(self.seconds, 3),
         )
+
+
+def _distinct(source: Source, tokens: int, seq_length: int) -> int:
+    """How many samples a source gives before it repeats one: the windows of its stream, or what had been consumed."""
+    if source.policy == "seen":
+        return sum((segment.count or 0) * (segment.seq_length // seq_length) for segment in source.segments)
+    return (tokens - 1) // seq_length
 
 
 class Callback(Protocol):

@@ -52,9 +52,7 @@ def test_a_trunk_goes_on_with_its_schedule(english: Path, streams: Streams, tmp_
     assert [record.name for record in third.stages] == ["first", "second", "third"]
 
 
-def test_a_trunk_stopped_in_its_cooldown_goes_on_with_it(
-    streams: Streams, tmp_path: Path, finish: Finish
-) -> None:
+def test_a_trunk_stopped_in_its_cooldown_goes_on_with_it(streams: Streams, tmp_path: Path, finish: Finish) -> None:
     config = run_config(tmp_path / "run", {"english": streams["english"]}, steps=8)
     half = finish(config, steps=3)
     start = first_ledger(stage(tmp_path / "next", {"python": streams["python"]}), half)
@@ -63,7 +61,10 @@ def test_a_trunk_stopped_in_its_cooldown_goes_on_with_it(
     assert _rate(start, 1, 4) < _rate(uninterrupted, 3, 8)
 
 
-@pytest.mark.parametrize("change", [{"optim": {"peak_lr": 2e-2}}, {"schedule": {"kind": "infinite", "warmup": "2 steps", "cooldown": "3 steps"}}])
+@pytest.mark.parametrize(
+    "change",
+    [{"optim": {"peak_lr": 2e-2}}, {"schedule": {"kind": "infinite", "warmup": "2 steps", "cooldown": "3 steps"}}],
+)
 def test_another_peak_or_schedule_begins_anew(
     english: Path, streams: Streams, tmp_path: Path, change: dict[str, Any]
 ) -> None:

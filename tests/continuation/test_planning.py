@@ -89,9 +89,7 @@ def test_a_new_stream_beside_fresh_replay(english: Path, streams: Streams, tmp_p
     assert _windows(plan, 64, 1) == _windows(whole, 96, 0)[64:]
 
 
-def test_fresh_replay_of_fresh_replay_goes_on(
-    english: Path, streams: Streams, tmp_path: Path, finish: Finish
-) -> None:
+def test_fresh_replay_of_fresh_replay_goes_on(english: Path, streams: Streams, tmp_path: Path, finish: Finish) -> None:
     replay = {"share": "50%", "policy": "fresh"}
     python = finish(stage(tmp_path / "python", {"python": streams["python"]}, replay=replay), english)
     plan = _plan(stage(tmp_path / "c", {"c": streams["c"]}, replay=replay), python)
@@ -110,9 +108,7 @@ def test_shares_of_several_earlier_streams_follow_what_was_consumed(
     assert [Fraction(n, 10_000) for n in counts] == [Fraction(60, 100), Fraction(32, 100), Fraction(8, 100)]
 
 
-def test_an_unfinished_stage_replays_what_it_came_to(
-    streams: Streams, tmp_path: Path, finish: Finish
-) -> None:
+def test_an_unfinished_stage_replays_what_it_came_to(streams: Streams, tmp_path: Path, finish: Finish) -> None:
     half = finish(run_config(tmp_path / "half", {"english": streams["english"]}, steps=8), steps=3)
     plan = _plan(stage(tmp_path / "python", {"python": streams["python"]}, replay={"share": "25%"}), half)
     assert [(s.start, s.count) for s in plan.sources[1].segments] == [(0, 24)]
@@ -136,7 +132,9 @@ def test_names_do_not_collide(english: Path, streams: Streams, tmp_path: Path, f
 
 def test_replay_of_nothing_is_refused(english: Path, streams: Streams, tmp_path: Path) -> None:
     config = run_config(tmp_path / "run", {"english": streams["english"]})
-    replaying = config.stage.model_copy(update={"replay": stage(tmp_path, {"x": "x"}, replay={"share": "5%"}).stage.replay})
+    replaying = config.stage.model_copy(
+        update={"replay": stage(tmp_path, {"x": "x"}, replay={"share": "5%"}).stage.replay}
+    )
     config = config.model_copy(update={"stage": replaying})
     with pytest.raises(ConfigError, match=r"stage\.replay\.share is 5%, .*this is the first stage; set stage"):
         _plan(config)

@@ -28,6 +28,42 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "distopt alone": (1, {"parallel": {"distributed_optimizer": True}}),
 }
 
+# Other models and arithmetic, each in the layout that strains it most: tolerance of the losses, ranks, changes.
+VARIANTS: dict[str, tuple[float, int, dict[str, Any], dict[str, Any]]] = {
+    "tied pp2": (1e-6, 2, {"model": {"tied_embeddings": True}}, {"parallel": {"pipeline": 2}}),
+    "tied tp2 pp2": (
+        1e-6,
+        4,
+        {"model": {"tied_embeddings": True}},
+        {"parallel": {"tensor": 2, "pipeline": 2, "sequence": True}},
+    ),
+    "neox-like tp2 sp": (
+        1e-6,
+        2,
+        {"model": {"activation": "gelu", "bias": True, "rope": {"share": 0.25}, "kv_heads": 4}},
+        {"parallel": {"tensor": 2, "sequence": True}},
+    ),
+    "qwen-like tp2 sp": (
+        1e-6,
+        2,
+        {"model": {"qkv_bias": True, "qk_norm": True}},
+        {"parallel": {"tensor": 2, "sequence": True}},
+    ),
+    "long context cp2": (
+        1e-6,
+        2,
+        {"model": {"rope": {"scaling": {"kind": "llama3", "original_length": 16, "factor": 4}}}},
+        {"parallel": {"context": 2}},
+    ),
+    "bfloat16 dp2 distopt": (
+        2e-3,
+        2,
+        {"precision": "bfloat16"},
+        {"parallel": {"distributed_optimizer": True}},
+    ),
+    "bfloat16 tp2 sp": (2e-3, 2, {"precision": "bfloat16"}, {"parallel": {"tensor": 2, "sequence": True}}),
+}
+
 
 @pytest.fixture(scope="module")
 def trunk(pools: Pools, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
@@ -72,3 +108,12 @@ def test_padding_is_not_counted(pools: Pools) -> None:
             assert result["losses"] == pytest.approx(reference["losses"], rel=1e-6)
             assert result["norms"] == pytest.approx(reference["norms"], rel=1e-5)
             assert result["evaluation"] == pytest.approx(reference["evaluation"], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_other_models_agree_too(pools: Pools, name: str) -> None:
+    tolerance, ranks, model, layout = VARIANTS[name]
+    (reference,) = pools(1).run(CASES, changes=model, steps=3)
+    for result in pools(ranks).run(CASES, changes={**model, **layout}, steps=3):
+        assert result["losses"] == pytest.approx(reference["losses"], rel=tolerance)
+        assert result["norms"] == pytest.approx(reference["norms"], rel=10 * tolerance)

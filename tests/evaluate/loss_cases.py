@@ -62,5 +62,3 @@ def beside_training(stream: str, **changes: Any) -> dict[str, Any]:
     after = digests(watched)
     step(watched, 1)
     return {"untouched": before == after, "same": digests(watched) == expected}
-
-

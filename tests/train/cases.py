@@ -105,8 +105,6 @@ def session(
         except MegacptError as error:
             found["error"] = (type(error).__name__, error.exit_code, str(error))
         else:
-            found.update(
-                complete=outcome.complete, checkpoint=str(outcome.checkpoint), ledger=outcome.ledger.to_json()
-            )
+            found.update(complete=outcome.complete, checkpoint=str(outcome.checkpoint), ledger=outcome.ledger.to_json())
     listening = signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, signal.SIG_IGN)
     return {**found, "rows": rows, "listening": listening}

@@ -33,7 +33,13 @@ def whole(session: Session, streams: Streams, tmp_path_factory: pytest.TempPathF
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("how", ["crash", "stop"])
 def test_it_ends_with_the_same_weights(
-    pools: Pools, session: Session, streams: Streams, whole: dict[str, Any], tmp_path: Path, how: str, asynchronous: bool
+    pools: Pools,
+    session: Session,
+    streams: Streams,
+    whole: dict[str, Any],
+    tmp_path: Path,
+    how: str,
+    asynchronous: bool,
 ) -> None:
     saving = {"every": "2 steps", "keep_last": None, "asynchronous": asynchronous}
     config = _config(tmp_path / "run", streams, checkpoint=saving)
@@ -64,7 +70,9 @@ def test_a_complete_run_stays_as_it_is(session: Session, streams: Streams, tmp_p
     assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
 
-def test_metrics_have_every_step_once(session: Session, streams: Streams, whole: dict[str, Any], tmp_path: Path) -> None:
+def test_metrics_have_every_step_once(
+    session: Session, streams: Streams, whole: dict[str, Any], tmp_path: Path
+) -> None:
     config = _config(tmp_path / "run", streams)
     session(config, at=6, how="crash")
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5]

@@ -7,10 +7,13 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from megacpt.engine.protocol import StepReport
 from megacpt.runtime.layout import is_first_rank
-from megacpt.train.callbacks import Quiet
+from megacpt.train.callbacks import Quiet, due
 from megacpt.train.callbacks.evaluation import Evaluation
 from megacpt.train.callbacks.metrics import Metrics
 from megacpt.train.loop import Run
+
+# Lines a stage where there is no terminal for a bar.
+LINES = 20
 
 
 class ProgressBar(Quiet):
@@ -29,13 +32,14 @@ class ProgressBar(Quiet):
         self.console = console or Console(stderr=True)
         self.bar: Progress | None = None
         self.task = TaskID(0)
-        self.shown: dict[str, object] = {}
+        self.stride = 1
 
     def on_start(self, run: Run) -> None:
         """Start the bar."""
         if not is_first_rank():
             return
         stage = run.config.stage
+        self.stride = max(1, run.config.stage_steps // LINES)
         going = f"resumed at step {run.step}" if run.step else f"{run.config.stage_steps} steps"
         self.console.print(
             f"[bold]{stage.name}[/bold] ({stage.kind}, {int(stage.tokens):,} tokens, {going}, {run.layout}) "
@@ -55,7 +59,7 @@ class ProgressBar(Quiet):
             self.bar.start()
 
     def on_step(self, run: Run, report: StepReport) -> None:
-        """Advance the bar; print a line of metrics where there is none."""
+        """Advance the bar; print a line now and then where there is none."""
         if not is_first_rank():
             return
         speed = self.metrics.latest.get("tokens_per_second", 0.0)
@@ -65,9 +69,8 @@ class ProgressBar(Quiet):
             text += f"  bits/byte: {held_out}"
         if self.bar is not None:
             self.bar.update(self.task, completed=run.step, text=text)
-        elif self.metrics.latest is not self.shown:
+        elif due(run.step, self.stride, run.done or run.stopping):
             self.console.print(f"step {run.step}/{run.config.stage_steps}  {text}", highlight=False, soft_wrap=True)
-        self.shown = self.metrics.latest
 
     def on_end(self, run: Run) -> None:  # noqa: ARG002
         """Stop the bar."""
