@@ -200,13 +200,18 @@ class Store:
         return None
 
 
-def load_checkpoint(folder: Path, engine: Any) -> None:
+def load_checkpoint(folder: Path, engine: Any, verified: bool = False) -> None:
     """Verify a checkpoint and load it into an engine of any layout; every rank calls this.
+
+    Args:
+        folder: the checkpoint.
+        engine: what to load it into.
+        verified: its contents have just been verified, so that only its sizes are looked at again.
 
     Raises:
         CheckpointError: if the checkpoint is damaged or holds another model; names the file.
     """
-    wrong = damage(folder)
+    wrong = damage(folder, hashes=not verified)
     if wrong is not None:
         raise CheckpointError(f"the checkpoint is damaged: {wrong}; take an earlier one of the run, or a backup")
     engine.load(load_tensors(engine.state(), folder))

@@ -23,8 +23,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megacpt.errors import CheckpointError
 
 METADATA = ".metadata"
-# How a full disk, a used-up quota and a limit on file sizes show: Megatron's writers pass on the text alone, and torch's
-# zip writer reports a write that was cut short by the position in the file.
+# How a full disk, a used-up quota and a limit on file sizes show: Megatron's writers pass on the text alone, and
+# torch's zip writer reports a write that was cut short by the position in the file.
 FULL = (*(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)), "unexpected pos")
 # What the index of a torch_dist checkpoint is made of. It is a pickle; anything else in it is refused unread.
 METADATA_MODULES = ("torch.distributed.checkpoint.", "torch.distributed._shard.", "megatron.core.dist_checkpointing.")

@@ -34,9 +34,10 @@ def demo(
 
     result = run_demo(out, replay, seed, int(Tokens.parse(tokens)))
     stop_process_group()
-    if not result.complete:
-        raise typer.Exit(STOPPED_EARLY)
     console = Console(stderr=True)
+    if not result.complete:
+        console.print("stopped and saved; the same command goes on from here")
+        raise typer.Exit(STOPPED_EARLY)
     console.print(f"\nReport with the curves: {result.page}", highlight=False)
     console.print(f"TensorBoard: tensorboard --logdir {out / 'runs'}", highlight=False)
     console.print("\n[bold]With your own text, next:[/bold]")

@@ -28,10 +28,14 @@ def evaluate(
     from megacpt.continuation.opened import open_model
     from megacpt.data.files import write_json
     from megacpt.data.stream import TokenStream
+    from megacpt.errors import ConfigError
     from megacpt.evaluate.loss import evaluate_stream
     from megacpt.runtime.layout import is_first_rank, stop_process_group
 
-    limit = None if tokens is None else int(Tokens.parse(tokens))
+    try:
+        limit = None if tokens is None else int(Tokens.parse(tokens))
+    except ValueError as error:
+        raise ConfigError(f"--tokens: '{tokens}': {error}") from error
     engine, tokenizer, config = open_model(checkpoint, overrides=overrides or [])
     results = [
         evaluate_stream(

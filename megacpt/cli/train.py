@@ -45,7 +45,7 @@ def continue_(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run for its newest.")],
     stage: Annotated[Path, typer.Argument(metavar="STAGE.yaml", help="The new stage.")],
     overrides: Overrides = None,
-    run: Annotated[Path | None, typer.Option(help="Folder of the new run.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of the new run; needed unless STAGE.yaml names it.")] = None,
 ) -> None:
     """Begin a new stage from a checkpoint, in a run folder of its own.
 
@@ -81,10 +81,11 @@ def anneal(
 
 def _run(configure: Callable[[], tuple[RunConfig, Any]]) -> None:
     """Train what `configure` describes, and say where the result is."""
+    config, parent = configure()  # first, so that a mistake is told before anything heavy is loaded
+
     from megacpt.runtime.layout import is_first_rank, stop_process_group
     from megacpt.train.run import train as run_training
 
-    config, parent = configure()
     outcome = run_training(config, parent)
     if is_first_rank():
         state = "complete" if outcome.complete else "stopped early; the same command goes on"

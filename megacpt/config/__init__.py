@@ -22,8 +22,11 @@ from megacpt.config.schedule import (
     InfiniteSchedule,
     LinearSchedule,
     RewarmedCosineSchedule,
+    RexSchedule,
     ScheduleConfig,
+    TrilmSchedule,
     WsdSchedule,
+    WsdSSchedule,
 )
 from megacpt.config.stage import ReplayConfig, StageConfig, StreamConfig
 
@@ -46,6 +49,7 @@ __all__ = [
     "Rate",
     "ReplayConfig",
     "RewarmedCosineSchedule",
+    "RexSchedule",
     "RopeConfig",
     "RopeScaling",
     "RunConfig",
@@ -54,6 +58,8 @@ __all__ = [
     "StageConfig",
     "StreamConfig",
     "Tokens",
+    "TrilmSchedule",
+    "WsdSSchedule",
     "WsdSchedule",
     "check",
     "check_layout",

@@ -189,7 +189,10 @@ def _stream_problem(key: str, path: Path, tokenizer: str) -> Iterator[Problem]:
         return
     siblings = [child.parent.name for child in path.parent.glob(f"*/{STREAM_FILE}")]
     hint = nearest(path.name, siblings)
-    make = "" if hint else f"; make it with `megacpt data prepare TEXT... --tokenizer {tokenizer} --out {path}`"
+    out = f"{path}"
+    if path.name.endswith("-valid"):  # the name that `data prepare` gives to what it holds out
+        out = f"{str(path).removesuffix('-valid')} --holdout 5%"
+    make = "" if hint else f"; make it with `megacpt data prepare TEXT... --tokenizer {tokenizer} --out {out}`"
     yield Problem(key, f"{path} does not exist{hint}{make}")
 
 

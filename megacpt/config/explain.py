@@ -52,9 +52,9 @@ def _section(key: str, entry: Key, width: int) -> Iterator[str]:
     if below:
         yield ""
         yield from _table(entry.path, width)
-    if key == "model":
+    if key in ("model", "schedule"):
         yield ""
-        yield from _wrapped(f"Names in configs/models: {', '.join(names('models'))}", width)
+        yield from _wrapped(f"Names in configs/{key}s: {', '.join(names(f'{key}s'))}", width)
 
 
 def _table(path: str, width: int) -> Iterator[str]:
@@ -119,11 +119,13 @@ def _details(entry: Key, width: int) -> Iterator[str]:
 def _uses(path: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """The values that the files in configs/ give to a key, each with the names of those files."""
     found: dict[str, list[str]] = {}
-    for kind in ("models", "runs", "stages"):
+    for kind in ("models", "schedules", "runs", "stages"):
         for name in names(kind):
             data: Any = read_document(configs_folder() / kind / f"{name}.yaml").data
             if kind == "models":
                 data = {"model": data}
+            elif kind == "schedules":
+                data = {"schedule": data, "optim": {"peak_lr": data.get("peak_lr", PydanticUndefined)}}
             for part in path:
                 data = data.get(part, PydanticUndefined) if isinstance(data, dict) else PydanticUndefined
             if data is not PydanticUndefined:
@@ -134,6 +136,8 @@ def _uses(path: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
 def _default(entry: Key) -> str:
     if entry.default is PydanticUndefined:
         return "derived"
+    if isinstance(entry.default, list):
+        return inline([getattr(item, "written", item) for item in entry.default])
     return inline(getattr(entry.default, "written", entry.default))
 
 

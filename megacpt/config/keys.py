@@ -170,6 +170,8 @@ def _type_name(annotation: Any) -> str:
             names.append("one of the values below")
         elif get_origin(part) is dict or (isinstance(part, type) and issubclass(part, Section)):
             names.append("section")
+        elif get_origin(part) is list:
+            names.append(f"list ({_type_name(get_args(part)[0])})")
         elif part is not type(None):
             names.append(_TYPE_NAMES[part])
     unique = list(dict.fromkeys(names))
@@ -197,7 +199,11 @@ def children(path: str) -> list[tuple[Key, ...]]:
 
 
 def nearest_key(path: Sequence[str]) -> str | None:
-    """The known key nearest to an unknown one: a sibling first, then the same word in another section."""
+    """The known key nearest to an unknown one: one that ends like it, a sibling, the same word elsewhere."""
+    ending = "." + ".".join(path)
+    inside = [name for name in catalogue() if ANY not in name and name.endswith(ending)]
+    if len(path) > 1 and inside:
+        return min(inside, key=len)
     word, parent = path[-1], ".".join(path[:-1])
     siblings = {keys[0].name: keys[0].path for keys in _children_of(path[:-1]) if keys[0].name != ANY}
     by_name: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""The configurations that come with megacpt: models, runs and stages under configs/."""
+"""The configurations that come with megacpt: models, schedules, runs and stages under configs/."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def configs_folder() -> Path:
 
 
 def names(kind: str) -> list[str]:
-    """Names of the configurations of one kind: ``models``, ``runs`` or ``stages``."""
+    """Names of the configurations of one kind: ``models``, ``schedules``, ``runs`` or ``stages``."""
     return sorted(path.stem for path in (configs_folder() / kind).glob("*.yaml"))
 
 
@@ -42,9 +42,18 @@ def looks_like_path(text: str) -> bool:
 
 def model_path(name: str) -> Path:
     """Return the file of a model given by name or by path; raise ConfigError for unknown names."""
+    return _path("model", name)
+
+
+def schedule_path(name: str) -> Path:
+    """Return the file of a schedule given by name or by path; raise ConfigError for unknown names."""
+    return _path("schedule", name)
+
+
+def _path(kind: str, name: str) -> Path:
     if looks_like_path(name):
         return Path(name).expanduser()
-    known = names("models")
+    known = names(f"{kind}s")
     if name not in known:
-        raise ConfigError(f"there is no model '{name}'{nearest(name, known)} (known: {', '.join(known)})")
-    return configs_folder() / "models" / f"{name}.yaml"
+        raise ConfigError(f"there is no {kind} '{name}'{nearest(name, known)} (known: {', '.join(known)})")
+    return configs_folder() / f"{kind}s" / f"{name}.yaml"

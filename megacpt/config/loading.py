@@ -19,6 +19,7 @@ from megacpt.config.overrides import (
     named_model,
     parse_overrides,
 )
+from megacpt.config.presets import expand_overrides, expand_schedule
 from megacpt.config.problems import problems_of
 from megacpt.config.run import RunConfig
 from megacpt.config.yaml_text import Document, KeyPath, read_document, write_yaml
@@ -67,6 +68,11 @@ def overlay(
     base = _plain(parent)
     del base["run"], base["stage"]
     child = dict(document.data)
+    places = dict(document.places)
+    if isinstance(child.get("schedule"), str):
+        # A named schedule replaces the parent's whole, with its peak: what the stage itself gives goes before it.
+        del base["schedule"]
+        expand_schedule(child, places)
     model = child.get("model")
     if isinstance(model, str):
         child["model"] = named_model(model).data
@@ -74,8 +80,8 @@ def overlay(
         mark_changed(base["model"])
     if run is not None:
         child["run"] = str(run)
-    places: dict[KeyPath, str] = {("run",): "--run"} if run is not None else {}
-    made = _build(merge(base, child), {**document.places, **places}, overrides, source)
+        places["run",] = "--run"
+    made = _build(merge(base, child), places, overrides, source)
     _raise(_continuation_problems(parent, made), document.places, source)
     return made
 
@@ -131,7 +137,8 @@ def _plain_value(value: Any) -> Any:
 
 
 def _build(data: dict[str, Any], places: dict[KeyPath, str], overrides: Sequence[str], source: str) -> RunConfig:
-    changes = parse_overrides(overrides)
+    expand_schedule(data, places)
+    changes = expand_overrides(data, parse_overrides(overrides), places)
     problems = apply_overrides(data, changes)
     places.update({change.path: "command line" for change in changes})
     _expand_model(data, places)

@@ -7,7 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from megacpt.config.base import Count, Interval, LocalPath, Number, Section, StreamName
-from megacpt.config.quantities import Duration, Tokens
+from megacpt.config.multipliers import Multipliers
+from megacpt.config.quantities import Duration, Rate, Tokens
 
 
 class OptimConfig(Section):
@@ -25,12 +26,31 @@ class OptimConfig(Section):
         "2024).",
         examples=[3e-4],
     )
+    peak_decay: Number = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Factor on peak_lr for each trunk stage of the lineage after the first: the peak of stage k, "
+        "counted from 0, is `peak_lr * peak_decay**k`. Below 1 a new stage begins its schedule anew. Not used with "
+        "`peaks`.",
+        examples=[0.7],
+    )
+    peaks: list[Rate] | None = Field(
+        default=None,
+        min_length=1,
+        description="Peak rate of each trunk stage of the lineage, the first stage first: absolute, or percentages of "
+        "peak_lr. null: peak_lr, with peak_decay.",
+        examples=["[100%, 50%, 50%]"],
+    )
     weight_decay: Number = Field(
         default=0.1,
         ge=0,
         description="Decoupled weight decay: each step shrinks a weight by `rate * weight_decay` of itself. "
         "Norms and biases are left alone.",
         examples=[0.1],
+    )
+    multipliers: Multipliers = Field(
+        default_factory=Multipliers, description="Factors on learning rate and weight decay for parts of the model."
     )
     beta1: Number = Field(
         default=0.9,

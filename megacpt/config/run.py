@@ -23,7 +23,9 @@ from megacpt.config.schedule import (
     ConstantSchedule,
     InfiniteSchedule,
     ScheduleConfig,
+    TrilmSchedule,
     WsdSchedule,
+    WsdSSchedule,
 )
 from megacpt.config.stage import StageConfig
 from megacpt.config.yaml_text import short
@@ -56,7 +58,8 @@ class RunConfig(Section):
     stage: StageConfig = Field(description="What is trained on: a mixture of streams, for a number of tokens.")
     schedule: ScheduleConfig = Field(
         default_factory=InfiniteSchedule,
-        description="The learning rate as a function of tokens.",
+        description="The learning rate as a function of tokens: the keys themselves, or a name from "
+        "configs/schedules or the path of a YAML file, which also set optim.peak_lr where it is not given.",
     )
     optim: OptimConfig = Field(description="The optimizer and its hyperparameters.")
     batch: BatchConfig = Field(description="How many tokens an optimizer step sees.")
@@ -94,8 +97,24 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
-        raise_problems([*self._rate_problems(), *self._phase_problems(), *self._kind_problems()])
+        found = (self._rate_problems, self._phase_problems, self._kind_problems, self._peak_problems)
+        raise_problems([problem for problems in found for problem in problems()])
         return self
+
+    def _peak_problems(self) -> Iterator[Problem]:
+        """Of what `optim` says about stages and parts of the model."""
+        optim, model = self.optim, self.model
+        if optim.peaks is not None and optim.peak_decay != 1:
+            yield Problem("optim.peak_decay", "optim.peaks names the peak of each stage already: remove one of both")
+        if optim.peaks is not None and any(peak.value(optim.peak_lr) == 0 for peak in optim.peaks):
+            yield Problem("optim.peaks", "a peak of 0 trains nothing: give rates above 0")
+        parts = optim.multipliers
+        if model.tied_embeddings and parts.output != type(parts.output)():
+            text = "with model.tied_embeddings the output matrix is the embedding: set optim.multipliers.embeddings"
+            yield Problem("optim.multipliers.output", text)
+        if parts.lower_layers.layers > model.layers:
+            text = f"{parts.lower_layers.layers} is more than model.layers: take at most {model.layers}"
+            yield Problem("optim.multipliers.lower_layers.layers", text)
 
     def _rate_problems(self) -> Iterator[Problem]:
         schedule, peak = self.schedule, self.optim.peak_lr
@@ -111,9 +130,20 @@ class RunConfig(Section):
             elif constant < low:
                 text = f"{_rate(schedule.constant_lr, peak)} is below schedule.min_lr, {_rate(schedule.min_lr, peak)}"
                 yield Problem("schedule.constant_lr", text)
-        elif isinstance(schedule, AnnealSchedule) and schedule.shape == "exponential" and low == 0:
-            text = "an exponential decay never reaches 0: give a rate above 0, or take another schedule.shape"
-            yield Problem("schedule.min_lr", text)
+        elif isinstance(schedule, TrilmSchedule):
+            second = schedule.second_lr.value(peak)
+            if second > peak:
+                yield self._above_peak("schedule.second_lr", schedule.second_lr)
+            elif second < low:
+                text = f"{_rate(schedule.second_lr, peak)} is below schedule.min_lr, {_rate(schedule.min_lr, peak)}"
+                yield Problem("schedule.second_lr", text)
+        elif low == 0:
+            key = "shape" if isinstance(schedule, AnnealSchedule) else "decay_shape"
+            shape = getattr(schedule, key, None)
+            if shape in ("exponential", "reciprocal"):
+                article = "an" if shape == "exponential" else "a"
+                text = f"{article} {shape} decay never reaches 0: give a rate above 0, or take another schedule.{key}"
+                yield Problem("schedule.min_lr", text)
 
     def _above_peak(self, key: str, rate: Rate) -> Problem:
         peak = self.optim.peak_lr
@@ -134,6 +164,11 @@ class RunConfig(Section):
                     "so cooldown must be the later"
                 )
                 yield Problem("schedule.cooldown", text)
+        if isinstance(schedule, WsdSSchedule):
+            try:
+                schedule.decays(whole, self.tokens_per_step)
+            except ValueError as error:
+                yield Problem("schedule.releases", str(error))
         if isinstance(schedule, WsdSchedule):
             decay = schedule.decay.tokens(whole, self.tokens_per_step)
             if warmup + decay > whole:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,13 +12,16 @@ from pathlib import Path
 from megacpt import __version__
 from megacpt.checkpoint.store import find_checkpoint
 from megacpt.config import Duration, RunConfig, dump, load_run, overlay
+from megacpt.config.yaml_text import read_document
 from megacpt.continuation.ledger import Ledger, StageRecord
 from megacpt.continuation.planning import plan_stage
-from megacpt.data.files import write_bytes
+from megacpt.data.files import disk_full, write_bytes
 from megacpt.data.tokenizer import Tokenizer, load_tokenizer
 from megacpt.errors import CheckpointError, ConfigError
-from megacpt.optim.schedules import Schedule, build_schedule, schedule_from_dict
+from megacpt.optim.building import build_schedule, stage_peak
+from megacpt.optim.schedules import Schedule, schedule_from_dict
 
+log = logging.getLogger(__name__)
 START = "start.json"
 RUN = "run.yaml"
 # What decides the numbers of a run. The rest (layout, microbatch, logging, saving, evaluation) may change at any time.
@@ -38,7 +42,16 @@ def continued_config(
         overrides: ``KEY=VALUE``.
     """
     parent = find_checkpoint(checkpoint)
-    return overlay(load_run(parent / RUN), stage_file, overrides, run), parent
+    trunk = load_run(parent / RUN)
+    named = run is not None or any(word.startswith("run=") for word in overrides)
+    if not named and "run" not in read_document(stage_file).data:
+        raise ConfigError(f"continue needs a folder for the new run: add --run runs/NAME (the parent is {trunk.run})")
+    steps = Ledger.read(parent).stage.steps
+    if steps < trunk.stage_steps:
+        log.warning(
+            "%s is at step %d of %d of its stage; the new stage goes on from there", parent, steps, trunk.stage_steps
+        )
+    return overlay(trunk, stage_file, overrides, run), parent
 
 
 def annealed_config(checkpoint: Path, tokens: str, run: Path, overrides: Sequence[str]) -> tuple[RunConfig, Path]:
@@ -97,10 +110,18 @@ def first_ledger(config: RunConfig, parent: Path | None) -> Ledger:
 
 
 def create_run(config: RunConfig, ledger: Ledger) -> None:
-    """Create a run folder with its configuration and the ledger at its start; one process does this."""
-    config.run.mkdir(parents=True, exist_ok=True)
-    write_bytes(config.run / RUN, dump(config).encode())
-    write_bytes(config.run / START, ledger.to_json().encode())
+    """Create a run folder with its configuration and the ledger at its start; one process does this.
+
+    Raises:
+        ConfigError: if it cannot be written.
+    """
+    try:
+        config.run.mkdir(parents=True, exist_ok=True)
+        write_bytes(config.run / RUN, dump(config).encode())
+        write_bytes(config.run / START, ledger.to_json().encode())
+    except OSError as error:
+        why = disk_full(error) or error.strerror
+        raise ConfigError(f"run: {config.run} cannot be written ({error.filename}: {why})") from error
 
 
 def started(run: Path) -> Ledger | None:
@@ -125,19 +146,43 @@ def check_resume(config: RunConfig, start: Ledger, parent: Path | None) -> None:
             f"{config.run} holds a run that was started from another checkpoint ({start.parent_path}); "
             "give the new stage a folder of its own with --run"
         )
-    saved = load_run(config.run / RUN)
+    saved = _wherever_its_data(load_run(config.run / RUN))
+    config = _wherever_its_data(config)
     changed = [key for key in FIXED if _value(saved, key) != _value(config, key)]
     if "stage" in changed and schedule_from_dict(start.stage.schedule).horizon_free:
         # A schedule without a horizon gives the same past whatever the length: the run may become longer.
         longer = saved.stage.model_copy(update={"tokens": config.stage.tokens})
         if longer == config.stage:
             changed.remove("stage")
+            log.warning(
+                "%s: the stage ends at %s tokens now, and not at %s; the schedule stays where it was",
+                config.run,
+                f"{int(config.stage.tokens):,}",
+                f"{int(saved.stage.tokens):,}",
+            )
     if changed:
         raise ConfigError(
             f"{config.run} holds a run with other settings: {', '.join(changed)} changed. A run goes on exactly as it "
             f"began; start a new stage on it with `megacpt continue {config.run} STAGE.yaml --run NEW_FOLDER`, "
             "or give another folder with run=NEW_FOLDER"
         )
+
+
+def _wherever_its_data(config: RunConfig) -> RunConfig:
+    """Return the run without the paths of its streams: what matters of them is their content, which the plan names."""
+    mixture = {name: s.model_copy(update={"path": Path()}) for name, s in config.stage.mixture.items()}
+    return config.model_copy(update={"stage": config.stage.model_copy(update={"mixture": mixture})})
+
+
+def find_data(start: Ledger, config: RunConfig) -> Ledger:
+    """Return the ledger at the start of a run with the streams of its mixture where they are now.
+
+    They may have moved, with the run or without it. Those that are replayed are where they were.
+    """
+    now = {name: str(Path(stream.path).resolve()) for name, stream in config.stage.mixture.items()}
+    plan = start.stage.plan
+    sources = (replace(s, path=now.get(s.name, s.path)) if s.role == "new" else s for s in plan.sources)
+    return start.with_stage(plan=replace(plan, sources=tuple(sources)))
 
 
 def _value(config: RunConfig, key: str) -> object:
@@ -151,7 +196,7 @@ def _record(config: RunConfig, before: Ledger | None, parent: Path | None, token
     entry = None if before is None else before.stage.rate
     schedule = _schedule(config, before, parent)
     first = schedule.rate(config.tokens_per_step, config.stage.tokens, entry)
-    rewarmed = schedule.kind == "rewarmed_cosine" and schedule.warmup > 0
+    rewarmed = schedule.kind == "wsd_s" or (schedule.kind == "rewarmed_cosine" and schedule.warmup > 0)
     if before is not None and entry is not None and not rewarmed:
         _refuse_jump(first, entry, before, parent)
     return StageRecord(
@@ -180,13 +225,19 @@ def _record(config: RunConfig, before: Ledger | None, parent: Path | None, token
 
 def _schedule(config: RunConfig, before: Ledger | None, parent: Path | None) -> Schedule:
     """Go on with the parent's schedule where the stage keeps it and it has no horizon; else start the stage's own."""
-    if before is not None and parent is not None:
-        trunk = load_run(parent / RUN)
-        running = schedule_from_dict(before.stage.schedule)
-        same = trunk.schedule == config.schedule and trunk.optim.peak_lr == config.optim.peak_lr
-        if same and running.horizon_free:
-            return replace(running, offset=running.offset + before.stage.tokens)
-    return build_schedule(config.schedule, config.optim.peak_lr, config.stage.tokens, config.tokens_per_step)
+    trunks = 0 if before is None else sum(stage.kind == "trunk" for stage in before.stages)
+    # A branch is annealed from the peak of the trunk stage that it leaves.
+    peak = stage_peak(config.optim, max(trunks - 1, 0) if config.stage.kind == "anneal" else trunks)
+    own = build_schedule(config.schedule, peak, config.stage.tokens, config.tokens_per_step)
+    if before is None or parent is None:
+        return own
+    running = schedule_from_dict(before.stage.schedule)
+    if own.kind == running.kind == "wsd_s":
+        # Further releases, from the peak where the last one left it.
+        return replace(own, warmup=0) if before.stage.tokens >= running.warmup else own
+    if load_run(parent / RUN).schedule == config.schedule and running.peak == peak and running.horizon_free:
+        return replace(running, offset=running.offset + before.stage.tokens)
+    return own
 
 
 def _refuse_jump(first: float, entry: float, before: Ledger, parent: Path | None) -> None:

@@ -35,8 +35,8 @@ def open_model(
     config = load_run(folder / RUN, [*alone, *overrides])
     tokenizer = load_tokenizer(config.tokenizer)
     start_process_group()
-    if train:
-        check_layout(config, world_size(), tokenizer.vocab_size)
+    # Evaluation fills its last microbatches, so that only training needs a batch that the ranks divide.
+    check_layout(config, world_size() if train else None, tokenizer.vocab_size)
     engine = MegatronEngine(config, tokenizer.vocab_size, train=train)
     load_checkpoint(folder, engine)
     return engine, tokenizer, config

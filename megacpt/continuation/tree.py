@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.tree import Tree
 
 from megacpt.checkpoint.store import checkpoints
-from megacpt.continuation.boundary import START, started
+from megacpt.config import load_run
+from megacpt.continuation.boundary import RUN, START, started
 from megacpt.continuation.ledger import Ledger
 from megacpt.errors import CheckpointError
 
@@ -71,13 +72,14 @@ def _parent_folder(ledger: Ledger) -> Path | None:
 def _describe(node: RunNode) -> str:
     stage = node.ledger.stage
     streams = ", ".join(
-        f"{escape(name)} {tokens:,} tokens (x{stage.repeats.get(name, 0):.2f})"
+        f"{escape(name)} {tokens:,} tokens ({stage.repeats.get(name, 0):.2f} epochs)"
         for name, tokens in stage.consumed.items()
     )
+    steps = load_run(node.folder / RUN).stage_steps
     rate = "not started" if stage.rate is None else f"rate {stage.rate:.3g}, {stage.phase}"
     return (
         f"[bold]{escape(str(node.folder))}[/bold]  {node.ledger.id}\n"
-        f"{escape(stage.name)} ({stage.kind}): {stage.steps:,} steps, {stage.tokens:,} tokens, "
+        f"{escape(stage.name)} ({stage.kind}): {stage.steps:,} of {steps:,} steps, {stage.tokens:,} tokens, "
         f"{node.ledger.tokens:,} in all\n"
         f"{streams or 'nothing read yet'}\n"
         f"{stage.schedule['kind']} schedule, {rate}; layouts: {', '.join(stage.layouts) or 'none'}"

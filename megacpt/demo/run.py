@@ -58,19 +58,25 @@ def demo(
     """
     console = console or Console(stderr=True)
     torch.set_num_threads(min(THREADS, os.cpu_count() or 1))
+    console.print("writing and tokenising the texts", highlight=False)
     streams = prepare_streams(out)
     runs = out / "runs"
     first = trunk(runs / "english", streams, tokens, seed)
     lines: dict[str, list[Path]] = {}
+    shares = list(dict.fromkeys((replay, 0.0)))
+    count = 1 + 2 * len(shares)
+    console.print(f"[1/{count}] train on English")
     if not _trained(first, None):
         return DemoResult(lines, None, False)
-    for share in dict.fromkeys((replay, 0.0)):
+    for number, share in enumerate(shares):
         label = f"replay {share:.0%}"
+        console.print(f"[{2 * number + 2}/{count}] continue on Python, {label}")
         line = [first.run, runs / f"python-replay{share:.0%}".rstrip("%")]
         second = continued(first, line[-1], streams["python"], tokens // 2, share)
         line.append(runs / f"release-replay{share:.0%}".rstrip("%"))
         if not _trained(second, first.run):
             return DemoResult(lines, None, False)
+        console.print(f"[{2 * number + 3}/{count}] release: anneal a branch of it")
         branch, origin = annealed_config(second.run, "10%", line[-1], [])
         if not train(branch, origin).complete:
             return DemoResult(lines, None, False)
@@ -106,7 +112,7 @@ def next_commands(out: Path, runs: Mapping[str, list[Path]]) -> list[str]:
     """Return three commands with which a person goes on with text of their own, after `write_next_stage`."""
     trunk_run, release = next(iter(runs.values()))[1:]
     return [
-        f"megacpt generate {release} --prompt 'def main('",
+        f"megacpt generate {release} --prompt 'def main(' --temperature 0.7",
         f"megacpt data prepare MY_TEXT.jsonl --tokenizer bytes --holdout 5% --out {out}/data/mine",
         f"megacpt continue {trunk_run} {out}/mine.yaml --run {out}/runs/mine",
     ]

@@ -15,7 +15,6 @@ from megatron.core.distributed import (
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
-from megatron.core.optimizer import get_standard_config_overrides
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer_config import OptimizerConfig
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
@@ -27,6 +26,7 @@ from megacpt.engine.protocol import Batch, StepReport
 from megacpt.model.attention import context_slice
 from megacpt.model.builder import build_model, transformer_config
 from megacpt.model.init import initialise
+from megacpt.optim.groups import group_overrides
 from megacpt.runtime.device import local_device, on_cuda
 from megacpt.runtime.layout import Layout, enter_layout, world_size
 
@@ -95,7 +95,8 @@ class MegatronEngine:
             params_dtype=self.transformer.params_dtype,
             use_distributed_optimizer=self.layout.distributed_optimizer,
         )
-        self.optimizer = megatron_optimizer(settings, self.wrapped, get_standard_config_overrides(settings))
+        groups = group_overrides(self.chunks, optim.multipliers, self.config.model.tied_embeddings)
+        self.optimizer = megatron_optimizer(settings, self.wrapped, groups)
 
     @property
     def data_rank(self) -> int:
@@ -181,7 +182,7 @@ class MegatronEngine:
         if clip > 0 and parameters:
             clip_grad_by_total_norm_fp32(parameters, max_norm=clip, total_norm=grad_norm)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["lr_mult"]
             group["weight_decay"] = weight_decay * group["wd_mult"]
         optimizer.step_with_ready_grads()
         return grad_norm, False

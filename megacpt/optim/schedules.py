@@ -2,73 +2,23 @@
 
 Every schedule is a chain of pieces, each a curve between two rates over a stretch of tokens (`Schedule.pieces`).
 Sources: Ibrahim et al. 2024 (arXiv 2403.08763), eq. 1 (linear warmup) and eq. 2 (cosine); Singh et al. 2025
-(arXiv 2503.02844), eq. 1 (infinite schedule: cooldown, constant, exponential annealing); Hägele et al. 2024
-(arXiv 2405.18392) for the decay shapes of WSD.
+(arXiv 2503.02844), eq. 1 (infinite schedule: cooldown, constant, exponential annealing); Wen et al. 2024
+(arXiv 2410.05192) for WSD-S; Kaushal et al. 2024 (Spectra, arXiv 2407.12327) for the two steps of TriLM. The profiles
+have theirs in `megacpt.optim.pieces`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, Literal, get_args
 
-from megacpt.config import (
-    AnnealSchedule,
-    ConstantSchedule,
-    Duration,
-    InfiniteSchedule,
-    ScheduleConfig,
-    WsdSchedule,
-)
 from megacpt.errors import CheckpointError, ConfigError, nearest
+from megacpt.optim.pieces import Phase, Piece, Shape
 
-Kind = Literal["constant", "linear", "cosine", "wsd", "infinite", "rewarmed_cosine", "anneal"]
-Phase = Literal["warmup", "cooldown", "constant", "decay", "done"]
-Shape = Literal["linear", "cosine", "exponential", "sqrt", "inverse_sqrt"]
+Kind = Literal["constant", "linear", "cosine", "rex", "trilm", "wsd", "wsd_s", "infinite", "rewarmed_cosine", "anneal"]
 
-_KINDS: tuple[Kind, ...] = ("constant", "linear", "cosine", "wsd", "infinite", "rewarmed_cosine", "anneal")
-
-
-# The share of the difference between both rates that is gone at progress p, 0 < p < 1.
-_SHARES: dict[Shape, Callable[[float], float]] = {
-    "linear": lambda p: p,
-    "cosine": lambda p: 0.5 * (1.0 - math.cos(math.pi * p)),
-    "sqrt": math.sqrt,
-}
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One curve: from rate `first` at token `start` to rate `last` at token `stop` (None: `first` for ever)."""
-
-    phase: Phase
-    start: int
-    stop: int | None
-    first: float
-    last: float
-    shape: Shape = "linear"
-    alpha: float = 10.0
-
-    def rate(self, token: int) -> float:
-        """The rate at `token`; exactly `first` up to `start`, and exactly `last` from `stop` on."""
-        if self.stop is None or token <= self.start or self.first == self.last:
-            return self.first
-        if token >= self.stop:
-            return self.last
-        progress = (token - self.start) / (self.stop - self.start)
-        if self.shape == "exponential":
-            value = self.first * math.pow(self.last / self.first, progress)
-        elif self.shape == "inverse_sqrt":
-            value = self.first + (self.last - self.first) * self._h(progress) / self._h(1.0)
-        else:
-            value = self.first + (self.last - self.first) * _SHARES[self.shape](progress)
-        low, high = sorted((self.first, self.last))
-        return min(max(value, low), high)  # rounding must not step outside the two ends
-
-    def _h(self, progress: float) -> float:
-        """Singh et al. (2025): h(p) = 1/sqrt(1 + alpha p) - 1."""
-        return 1.0 / math.sqrt(1.0 + self.alpha * progress) - 1.0
+_KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -86,10 +36,16 @@ class Schedule:
         warmup: token at which the warmup ends.
         cooldown: token at which the cooldown ends (`infinite`); a cumulative end point, not a length.
         decay: length of the decay in tokens (`wsd`).
-        shape: curve of the cooldown or of the decay.
+        shape: profile of the cooldown or of the decay.
         alpha: steepness of `inverse_sqrt`.
         horizon: tokens of the stage it was built for; taken where `rate` gets no `stage_tokens`.
         offset: tokens that earlier stages spent on this schedule.
+        sampling: the profile is read every so many tokens from the start of its piece; 0: everywhere. The warmup is
+            never sampled.
+        drop: token at which the decay goes over to a lower curve (`trilm`, `anneal`); None: it doesn't.
+        drop_to: the rate at which that curve starts, as a part of the one at which the first starts.
+        weight_decay_until: token at which the weight decay ends; None: never.
+        releases: token at which each decay starts and ends (`wsd_s`); after each the rate is back at the peak.
     """
 
     kind: Kind
@@ -103,14 +59,21 @@ class Schedule:
     alpha: float
     horizon: int
     offset: int = 0
+    sampling: int = 0
+    drop: int | None = None
+    drop_to: float = 1.0
+    weight_decay_until: int | None = None
+    releases: tuple[tuple[int, int], ...] = ()
 
     @property
     def horizon_free(self) -> bool:
         """Whether the length of the stage has no influence: appending data then never changes the past."""
-        return self.kind in ("constant", "infinite") or (self.kind == "wsd" and self.decay == 0)
+        return self.kind in ("constant", "infinite", "wsd_s") or (self.kind == "wsd" and self.decay == 0)
 
     def rate(self, tokens_into_stage: int, stage_tokens: int | None = None, entry_rate: float | None = None) -> float:
-        """The learning rate after `tokens_into_stage` tokens of a stage.
+        """The learning rate of the step that ends after `tokens_into_stage` tokens of a stage.
+
+        Where the rate jumps (`wsd_s`, `trilm`, sampled profiles) the token at the jump has the rate from before it.
 
         Args:
             tokens_into_stage: tokens of this stage consumed so far. At 0 a warmup gives 0 (Ibrahim et al. 2024,
@@ -123,38 +86,66 @@ class Schedule:
         """
         token = self.offset + tokens_into_stage
         pieces = self.pieces(stage_tokens, entry_rate)
-        return next((p for p in pieces if p.stop is None or token < p.stop), pieces[-1]).rate(token)
+        return next((p for p in pieces if p.upper is None or token <= p.upper), pieces[-1]).rate(token)
 
     def phase(self, tokens_into_stage: int, stage_tokens: int | None = None, entry_rate: float | None = None) -> Phase:
-        """The phase at the point where `rate` is asked; done means that the decay is over."""
+        """The phase that begins or goes on at this point; done means that a decay has just ended, or is over."""
         token = self.offset + tokens_into_stage
         pieces = self.pieces(stage_tokens, entry_rate)
-        return next((p.phase for p in pieces if p.stop is None or token < p.stop), "done")
+        if any(p.phase == "decay" and p.stop == token for p in pieces):
+            return "done"
+        return next((p.phase for p in pieces if p.upper is None or token < p.upper), "done")
+
+    def weight_decay(self, base: float, tokens_into_stage: int) -> float:
+        """The weight decay of the step that ends after `tokens_into_stage` tokens: `base`, then 0.
+
+        Kaushal et al. (2024) take it away after two thirds of the training of ternary models.
+        """
+        until = self.weight_decay_until
+        return base if until is None or self.offset + tokens_into_stage <= until else 0.0
 
     def pieces(self, stage_tokens: int | None = None, entry_rate: float | None = None) -> tuple[Piece, ...]:
         """The chain of curves without gaps, in tokens from the start of the schedule; empty ones are left out."""
         end = self.offset + (self.horizon if stage_tokens is None else stage_tokens)
-        chain = self._chain(end, entry_rate)
-        kept = tuple(piece for piece in chain if piece.stop is None or piece.stop > piece.start)
+        chain = tuple(self._chain(end, entry_rate))
+        kept = tuple(piece for piece in chain if piece.upper is None or piece.upper > piece.lower)
         return kept or chain[-1:]
 
-    def _chain(self, end: int, entry_rate: float | None) -> tuple[Piece, ...]:
+    def _chain(self, end: int, entry_rate: float | None) -> Iterator[Piece]:
         if self.kind == "anneal":
-            return (Piece("decay", self.offset, end, self._entry(entry_rate), self.minimum, self.shape),)
+            yield from self._decay(self.offset, end, self._entry(entry_rate))
+            return
         first = self._entry(entry_rate) if self.kind == "rewarmed_cosine" else 0.0
-        warmup = Piece("warmup", 0, self.warmup, first, self.peak)
-        if self.kind == "constant":
-            return (warmup, Piece("constant", self.warmup, None, self.peak, self.peak))
+        yield Piece("warmup", 0, self.warmup, first, self.peak)
         if self.kind == "infinite":
-            cooldown = Piece("cooldown", self.warmup, self.cooldown, self.peak, self.constant, self.shape, self.alpha)
-            return (warmup, cooldown, Piece("constant", self.cooldown, None, self.constant, self.constant))
-        if self.kind == "wsd":
-            if self.decay == 0:
-                return (warmup, Piece("constant", self.warmup, None, self.peak, self.peak))
+            yield Piece(
+                "cooldown", self.warmup, self.cooldown, self.peak, self.constant, self.shape, self.alpha, self.sampling
+            )
+            yield self._stable(self.cooldown, None, self.constant)
+        elif self.horizon_free:
+            start = self.warmup
+            for turn, stop in self.releases:
+                yield self._stable(start, turn, self.peak)
+                yield from self._decay(turn, stop, self.peak)
+                start = stop
+            yield self._stable(start, None, self.peak)
+        elif self.kind == "wsd":
             turn = max(self.warmup, end - self.decay)
-            stable = Piece("constant", self.warmup, turn, self.peak, self.peak)
-            return (warmup, stable, Piece("decay", turn, end, self.peak, self.minimum, self.shape))
-        return (warmup, Piece("decay", self.warmup, end, self.peak, self.minimum, self.shape))
+            yield self._stable(self.warmup, turn, self.peak)
+            yield from self._decay(turn, end, self.peak)
+        else:
+            yield from self._decay(self.warmup, end, self.peak)
+
+    def _stable(self, start: int, stop: int | None, rate: float) -> Piece:
+        return Piece("constant", start, stop, rate, rate)
+
+    def _decay(self, start: int, stop: int, first: float) -> Iterator[Piece]:
+        """From `first` down to the minimum; with a drop, two curves over the same stretch that share their end."""
+        drop = self.drop if self.drop is not None and start < self.drop < stop else None
+        yield Piece("decay", start, stop, first, self.minimum, self.shape, sampling=self.sampling, end=drop)
+        if drop is not None:
+            lower = max(first * self.drop_to, self.minimum)
+            yield Piece("decay", start, stop, lower, self.minimum, self.shape, sampling=self.sampling, begin=drop)
 
     def _entry(self, entry_rate: float | None) -> float:
         if entry_rate is None:
@@ -177,99 +168,20 @@ class Schedule:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able copy by value; `schedule_from_dict` gives an equal schedule back, to the last bit."""
-        return asdict(self)
+        return {**asdict(self), "releases": [list(release) for release in self.releases]}
 
 
 def schedule_from_dict(saved: Mapping[str, Any]) -> Schedule:
-    """Rebuild a schedule from `Schedule.to_dict`.
+    """Rebuild a schedule from `Schedule.to_dict`; one from before a field with a default existed has that default.
 
     Raises:
         CheckpointError: a field is missing, unknown or of a kind that this version doesn't know.
     """
     known = {field.name for field in fields(Schedule)}
-    if wrong := sorted(known ^ set(saved)):
+    required = {field.name for field in fields(Schedule) if field.default is MISSING}
+    if wrong := sorted((required - set(saved)) | (set(saved) - known)):
         raise CheckpointError(f"the saved schedule misses, or has beyond this version's, the fields {', '.join(wrong)}")
     kind = saved["kind"]
     if kind not in _KINDS:
         raise CheckpointError(f"unknown kind of schedule '{kind}' in the checkpoint{nearest(kind, _KINDS)}")
-    return Schedule(**saved)
-
-
-def build_schedule(
-    cfg: ScheduleConfig, peak_lr: float, stage_tokens: int, tokens_per_step: int, offset: int = 0
-) -> Schedule:
-    """Resolve a schedule of a run file to tokens and absolute rates.
-
-    Args:
-        cfg: the section `schedule`.
-        peak_lr: `optim.peak_lr`, to which relative rates refer.
-        stage_tokens: tokens of the stage, to which percentages refer.
-        tokens_per_step: tokens of one optimizer step, for durations in steps.
-        offset: tokens spent on this schedule by earlier stages.
-
-    Raises:
-        ConfigError: the phases don't fit the stage, or the rates are in the wrong order; names the key.
-    """
-
-    def tokens(length: Duration) -> int:
-        return length.tokens(stage_tokens, tokens_per_step)
-
-    schedule = Schedule(
-        kind=cfg.kind,
-        peak=peak_lr,
-        minimum=peak_lr if isinstance(cfg, ConstantSchedule) else cfg.min_lr.value(peak_lr),
-        constant=cfg.constant_lr.value(peak_lr) if isinstance(cfg, InfiniteSchedule) else peak_lr,
-        warmup=0 if isinstance(cfg, AnnealSchedule) else tokens(cfg.warmup),
-        cooldown=tokens(cfg.cooldown) if isinstance(cfg, InfiniteSchedule) else 0,
-        decay=tokens(cfg.decay) if isinstance(cfg, WsdSchedule) else 0,
-        shape=_shape(cfg),
-        alpha=cfg.timescale if isinstance(cfg, InfiniteSchedule) else 10.0,
-        horizon=stage_tokens,
-        offset=offset,
-    )
-    _check_rates(schedule)
-    _check_lengths(schedule)
-    return schedule
-
-
-def _shape(cfg: ScheduleConfig) -> Shape:
-    if isinstance(cfg, InfiniteSchedule):
-        return cfg.cooldown_shape
-    if isinstance(cfg, WsdSchedule):
-        return cfg.decay_shape
-    if isinstance(cfg, AnnealSchedule):
-        return cfg.shape
-    return "linear" if cfg.kind in ("constant", "linear") else "cosine"
-
-
-def _check_rates(schedule: Schedule) -> None:
-    if schedule.peak <= 0:
-        raise ConfigError(f"optim.peak_lr: {schedule.peak:g} must be above 0")
-    if schedule.minimum > schedule.peak:
-        raise ConfigError(f"schedule.min_lr: {schedule.minimum:g} is above optim.peak_lr {schedule.peak:g}")
-    if not schedule.minimum <= schedule.constant <= schedule.peak:
-        raise ConfigError(
-            f"schedule.constant_lr: {schedule.constant:g} must lie between schedule.min_lr {schedule.minimum:g} "
-            f"and optim.peak_lr {schedule.peak:g}"
-        )
-    if schedule.shape == "exponential" and schedule.minimum == 0:
-        raise ConfigError(
-            "schedule.min_lr: an exponential decay never reaches 0; give a rate above 0, or take another shape"
-        )
-
-
-def _check_lengths(schedule: Schedule) -> None:
-    if schedule.kind == "infinite" and schedule.cooldown < schedule.warmup:
-        raise ConfigError(
-            f"schedule.cooldown: the cooldown would end at token {schedule.cooldown:,}, before the warmup ends "
-            f"at {schedule.warmup:,}; both count from the start of the stage"
-        )
-    if schedule.horizon_free:
-        return
-    end = schedule.offset + schedule.horizon
-    if schedule.warmup + schedule.decay > end:
-        tail = f" and a decay of {schedule.decay:,}" if schedule.decay else ""
-        raise ConfigError(
-            f"schedule.warmup: a warmup of {schedule.warmup:,} tokens{tail} doesn't fit a stage of {end:,} "
-            "tokens; shorten it, or lengthen stage.tokens"
-        )
+    return Schedule(**{**saved, "releases": tuple((turn, stop) for turn, stop in saved.get("releases", ()))})

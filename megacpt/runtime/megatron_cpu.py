@@ -154,6 +154,10 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", message=f".*{text}", module=r"megatron\.")
     # torch's own checkpoint planner still looks at ShardedTensor, which Megatron hands it.
     warnings.filterwarnings("ignore", message="Please use DTensor instead", category=FutureWarning)
+    # And torch 2.13 has new names for two collectives, which Megatron calls by the old ones.
+    for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):
+        text = f"`torch.distributed.{name}` is deprecated"
+        warnings.filterwarnings("ignore", message=text, category=FutureWarning)
     logging.getLogger("megatron.core").setLevel(logging.ERROR)
 
 

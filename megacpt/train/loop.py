@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -33,6 +34,7 @@ class Run:
         step: optimizer steps made.
         seconds: wall time of earlier sessions and this one.
         stopping: leave the loop after this step, to go on later.
+        closing: what has to be undone when the session ends, however it ends.
     """
 
     config: RunConfig
@@ -46,6 +48,7 @@ class Run:
     seconds: float = 0.0
     layouts: tuple[str, ...] = ()
     stopping: bool = False
+    closing: ExitStack = field(default_factory=ExitStack)
     schedule: Schedule = field(init=False)
 
     def __post_init__(self) -> None:
@@ -70,6 +73,10 @@ class Run:
         """The learning rate of optimizer step `step`, counted from 1."""
         tokens = step * self.config.tokens_per_step
         return self.schedule.rate(tokens, self._horizon, self.start.stage.entry_rate)
+
+    def weight_decay(self, step: int) -> float:
+        """The weight decay of optimizer step `step`, counted from 1."""
+        return self.schedule.weight_decay(self.config.optim.weight_decay, step * self.config.tokens_per_step)
 
     def phase(self) -> str:
         """The phase of the schedule after the last step."""
@@ -126,7 +133,7 @@ class Callback(Protocol):
         """After each step; `run.step` counts it already."""
 
     def on_end(self, run: Run) -> None:
-        """After the last step of this session."""
+        """After the last step of this session, if nothing went wrong."""
 
     def state(self) -> dict[str, Any]:
         """What a later session has to know, as JSON."""
@@ -137,15 +144,16 @@ class Callback(Protocol):
 
 def train_loop(run: Run, callbacks: Sequence[Callback]) -> None:
     """Train the stage to its end, or until something asks to stop."""
-    for callback in callbacks:
-        callback.on_start(run)
-    while not run.done and not run.stopping:
-        begun = time.perf_counter()
-        decay = run.config.optim.weight_decay
-        report = run.engine.train_step(run.batches(), run.rate(run.step + 1), decay)
-        run.step += 1
-        run.seconds += time.perf_counter() - begun
+    with run.closing:
         for callback in callbacks:
-            callback.on_step(run, report)
-    for callback in callbacks:
-        callback.on_end(run)
+            callback.on_start(run)
+        while not run.done and not run.stopping:
+            begun = time.perf_counter()
+            step = run.step + 1
+            report = run.engine.train_step(run.batches(), run.rate(step), run.weight_decay(step))
+            run.step += 1
+            run.seconds += time.perf_counter() - begun
+            for callback in callbacks:
+                callback.on_step(run, report)
+        for callback in callbacks:
+            callback.on_end(run)

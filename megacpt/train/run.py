@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed as dist
 
-from megacpt.checkpoint.store import Retention, Store, load_checkpoint
+from megacpt.checkpoint.store import Retention, Store, checkpoints, load_checkpoint
 from megacpt.config import RunConfig, check
-from megacpt.continuation.boundary import check_resume, create_run, first_ledger, parent_of, started
+from megacpt.continuation.boundary import check_resume, create_run, find_data, first_ledger, parent_of, started
 from megacpt.continuation.ledger import Ledger
 from megacpt.data.stage_data import StageData
-from megacpt.data.tokenizer import load_tokenizer
+from megacpt.data.tokenizer import Tokenizer, load_tokenizer
 from megacpt.engine.megatron import MegatronEngine
+from megacpt.errors import ConfigError
 from megacpt.runtime.layout import is_first_rank, start_process_group, world_size
 from megacpt.train.callbacks.checkpoint import CALLBACKS, Checkpoints
 from megacpt.train.callbacks.evaluation import Evaluation
@@ -22,6 +24,8 @@ from megacpt.train.callbacks.health import Health, Signals
 from megacpt.train.callbacks.metrics import Metrics
 from megacpt.train.callbacks.progress import ProgressBar
 from megacpt.train.loop import Callback, Run, train_loop
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def train(config: RunConfig, parent: Path | None = None) -> Outcome:
     start_process_group()
     tokenizer = load_tokenizer(config.tokenizer)
     check(config, world_size(), tokenizer.vocab_size)
-    start = _start(config, parent)
+    start = _start(config, parent, tokenizer)
     checkpoint = config.checkpoint
     store = Store(
         config.run,
@@ -70,7 +74,7 @@ def train(config: RunConfig, parent: Path | None = None) -> Outcome:
     callbacks = _callbacks()
     newest = store.newest_good()
     if newest is not None:
-        load_checkpoint(newest, engine)
+        load_checkpoint(newest, engine, verified=True)
         _restore(run, callbacks, newest)
     elif (origin := parent_of(start)) is not None:
         load_checkpoint(origin, engine)
@@ -81,26 +85,37 @@ def train(config: RunConfig, parent: Path | None = None) -> Outcome:
     return Outcome(store.path(run.step), run.done, run.ledger())
 
 
-def _start(config: RunConfig, parent: Path | None) -> Ledger:
-    """Return the ledger at the start of the run, creating the run folder if there is none yet."""
-    # Every rank looks before the first one writes, so that all of them take the same branch.
+def _start(config: RunConfig, parent: Path | None, tokenizer: Tokenizer) -> Ledger:
+    """Return the ledger at the start of the run, creating the run folder if there is none yet.
+
+    A run that has saved nothing may still start over with other settings, or from another checkpoint.
+    """
     start = started(config.run)
+    if start is not None:
+        try:
+            check_resume(config, start, parent)
+        except ConfigError:
+            if checkpoints(config.run) or (parent is None and start.parent is not None):
+                raise
+            if is_first_rank():
+                log.warning("%s had saved nothing yet: it starts over with the new settings", config.run)
+            start = None
+    # Every rank looks before the first one writes, so that all of them take the same branch.
     dist.barrier()
     if start is None:
         start = first_ledger(config, parent)  # every rank finds a mistake here, and none waits for the others
+        StageData(start.stage.plan, tokenizer=tokenizer)
         if is_first_rank():
             create_run(config, start)
         dist.barrier()
-    else:
-        check_resume(config, start, parent)
-    return start
+    return find_data(start, config)
 
 
 def _callbacks() -> list[Callback]:
     """Return the callbacks in the order in which they act."""
     metrics = Metrics()
     evaluation = Evaluation(metrics)
-    before: list[Callback] = [Signals(), Health(), metrics, evaluation, ProgressBar(metrics, evaluation)]
+    before: list[Callback] = [Signals(), metrics, Health(), evaluation, ProgressBar(metrics, evaluation)]
     return [*before, Checkpoints(before)]
 
 

@@ -82,9 +82,9 @@ def test_a_flipped_byte_in_the_manifest_itself(pools: Pools, folder: Path) -> No
             flips.append((MANIFEST, bytes(flipped)))
     (found,) = pools(1).run(f"{CASES}:damages", folder=str(folder), files=flips)
     meant = json.loads(content)["files"]
-    for (_, flipped), wrong in zip(flips, found, strict=True):
+    for (_, changed), wrong in zip(flips, found, strict=True):
         if wrong is None:
-            assert json.loads(flipped)["files"] == meant
+            assert json.loads(changed)["files"] == meant
         else:
             assert str(folder) in wrong
 

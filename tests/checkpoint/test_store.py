@@ -181,9 +181,8 @@ def test_saving_a_step_again_replaces_it(pools: Pools, run: Path, saved: tuple[P
 
 
 def test_retention_acts_after_each_save(pools: Pools, tmp_path: Path) -> None:
-    rule = {"last": 1, "every": 3, "best": 1}
-    arguments = {"run": str(tmp_path), "steps": [1, 2, 3, 4, 5], "retention": rule, "scores": {1: 9.0, 2: 1.0}}
-    pools(1).run(f"{CASES}:save", **arguments)
+    rule, scores = {"last": 1, "every": 3, "best": 1}, {1: 9.0, 2: 1.0}
+    pools(1).run(f"{CASES}:save", run=str(tmp_path), steps=[1, 2, 3, 4, 5], retention=rule, scores=scores)
     assert [checkpoint_step(path) for path in checkpoints(tmp_path)] == [2, 3, 5]
     assert pools(1).run(f"{CASES}:newest", run=str(tmp_path)) == [("step-00000005", [])]
 

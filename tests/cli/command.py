@@ -7,6 +7,7 @@ import os
 import resource
 import sys
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from tests.pool import PRELOAD
@@ -37,14 +38,24 @@ def _main(arguments: list[str], folder: str, largest_file: int | None) -> None:
     main()
 
 
-def megacpt(*arguments: str | Path, folder: Path, largest_file: int | None = None, timeout: float = 120.0) -> Result:
-    """Run ``megacpt ARGUMENTS`` in `folder`; with `largest_file`, writes beyond that many bytes of a file fail."""
+def launch(*arguments: str | Path, folder: Path, largest_file: int | None = None) -> BaseProcess:
+    """Start ``megacpt ARGUMENTS`` in `folder`; with `largest_file`, writes beyond that many bytes of a file fail."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     process = context.Process(target=_main, args=(list(map(str, arguments)), str(folder), largest_file))
     process.start()
+    return process
+
+
+def finish(process: BaseProcess, folder: Path, timeout: float = 120.0) -> Result:
+    """Wait for a command that was launched in `folder`, and return how it ended."""
     process.join(timeout)
     if process.is_alive():
         process.kill()
-        raise TimeoutError(f"megacpt {' '.join(map(str, arguments))} did not end in {timeout:g} s")
+        raise TimeoutError(f"the command did not end in {timeout:g} s:\n{(folder / '.err').read_text()}")
     return Result(process.exitcode, (folder / ".out").read_text(), (folder / ".err").read_text())
+
+
+def megacpt(*arguments: str | Path, folder: Path, largest_file: int | None = None, timeout: float = 120.0) -> Result:
+    """Run ``megacpt ARGUMENTS`` in `folder` to its end; arguments as `launch`."""
+    return finish(launch(*arguments, folder=folder, largest_file=largest_file), folder, timeout)

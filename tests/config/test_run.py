@@ -3,8 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
-from megacpt.config import ConstantSchedule, InfiniteSchedule, RunConfig, run_from_mapping
+from megacpt.config import ConstantSchedule, InfiniteSchedule, RunConfig, dump, run_from_mapping
 from megacpt.errors import ConfigError
 from tests.config.helpers import make_run, plain_run
 
@@ -109,3 +110,32 @@ def test_values_at_their_limits(overrides: list[str]) -> None:
 
 def test_a_constant_schedule_needs_no_lowest_rate() -> None:
     assert isinstance(make_run("schedule={kind: constant}").schedule, ConstantSchedule)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "reason"),
+    [
+        (["schedule={kind: trilm, second_lr: 4e-4}"], "schedule.second_lr", "4e-4 is above optim.peak_lr, 3e-4"),
+        (["schedule={kind: trilm, second_lr: 5%, min_lr: 10%}"], "schedule.second_lr", "is below schedule.min_lr"),
+        (["schedule={kind: wsd, decay_shape: reciprocal, min_lr: 0}"], "schedule.min_lr", "a reciprocal decay never"),
+        (["schedule={kind: wsd_s, min_lr: 0}"], "schedule.min_lr", "take another schedule.decay_shape"),
+        (["schedule={kind: wsd_s, releases: [50%, 40%]}"], "schedule.releases", "40% is not behind the one before"),
+        (["schedule={kind: wsd_s, releases: [1%], warmup: 2%}"], "schedule.releases", "before the warmup ends"),
+        (["schedule={kind: cosine, sampling: 0 steps}"], "schedule.sampling", "this must be more than zero"),
+        (["optim.peaks=[100%, 50%]", "optim.peak_decay=0.5"], "optim.peak_decay", "remove one of both"),
+        (["optim.peaks=[0]"], "optim.peaks", "a peak of 0 trains nothing"),
+        (["optim.peak_decay=1.5"], "optim.peak_decay", "at most 1"),
+    ],
+)
+def test_schedules_over_stages_that_contradict(overrides: list[str], key: str, reason: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_run(*overrides)
+    assert f": {key}: " in str(caught.value)
+    assert reason in str(caught.value)
+
+
+def test_lists_survive_a_dump() -> None:
+    run = make_run("schedule={kind: wsd_s, releases: [25%, 50%, 20M tokens]}", "optim.peaks=[100%, 1e-4]")
+    written = dump(run)
+    assert "25%" in written
+    assert run_from_mapping(yaml.safe_load(written)) == run

@@ -42,7 +42,7 @@ def after(config: RunConfig, start: Ledger, steps: int) -> Ledger:
 
 
 @pytest.fixture
-def finish(tmp_path: Path) -> Finish:
+def finish() -> Finish:
     """Return a function that makes the run folder of a stage with a checkpoint (without tensors) after some steps.
 
     Its arguments: the configuration, the parent checkpoint, and the steps (by default all of the stage).

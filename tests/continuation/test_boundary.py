@@ -15,6 +15,7 @@ from megacpt.continuation.boundary import (
     check_resume,
     continued_config,
     create_run,
+    find_data,
     first_ledger,
     parent_of,
     started,
@@ -238,9 +239,9 @@ def test_a_resume_refuses_by_name_what_changes_the_numbers(
 
 
 def test_a_resume_names_all_that_changed(run: tuple[Path, Ledger], streams: Streams) -> None:
-    changes = {"seed": 6, "precision": "bfloat16", "batch": {"sequences": 16}}
+    config = _config(run[0], streams, seed=6, precision="bfloat16", batch={"sequences": 16})
     with pytest.raises(ConfigError, match=r"settings: seed, precision, batch\.sequences changed"):
-        check_resume(_config(run[0], streams, **changes), run[1], None)
+        check_resume(config, run[1], None)
 
 
 @pytest.mark.parametrize(
@@ -283,3 +284,24 @@ def test_a_resume_from_another_checkpoint_is_refused(
     other = finish(run_config(tmp_path / "other", {"c": streams["c"]}))
     with pytest.raises(ConfigError, match=r"started from another checkpoint \(.*english.*\); give the new stage a fol"):
         check_resume(config, start, other)
+
+
+def test_a_run_goes_on_where_its_data_is(
+    run: tuple[Path, Ledger], streams: Streams, tmp_path: Path, finish: Finish
+) -> None:
+    folder, start = run
+    moved = tmp_path / "another disk" / "english"
+    moved.parent.mkdir()
+    moved.symlink_to(streams["english"])
+    config = run_config(folder, {"english": str(moved)}, 8)
+    check_resume(config, start, None)
+    elsewhere = find_data(start.with_stage(run="/x"), run_config(folder, {"english": str(tmp_path / "gone")}, 8))
+    assert elsewhere.stage.plan.sources[0].path == str(tmp_path / "gone")
+    assert elsewhere.id == start.id
+    with pytest.raises(ConfigError, match="stage changed"):
+        check_resume(run_config(folder, {"renamed": streams["english"]}, 8), start, None)
+    replaying = stage(tmp_path / "next", {"python": streams["python"]}, replay={"share": "25%"})
+    finish(replaying, folder / "checkpoints" / "step-00000008")
+    second = started(tmp_path / "next")
+    assert second is not None
+    assert find_data(second, replaying) == second

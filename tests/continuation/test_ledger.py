@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,16 +92,15 @@ def test_tampering_is_found(ledger: Ledger, data: st.DataObject) -> None:
         key = data.draw(st.sampled_from(sorted(node) if isinstance(node, dict) else list(range(len(node)))))
         trail.append(key)
         holder, node = node, node[key]
-    other = data.draw(st.integers(0, 9) | st.text(max_size=3) | st.none() | st.just([]) | st.just({}))
+    other: Any = data.draw(st.integers(0, 9) | st.text(max_size=3) | st.none() | st.just([]) | st.just({}))
     holder[trail[-1]] = other
     volatile = {"parent_path", "run", "layouts", "versions", "seconds", "path", "spec"}
-    try:
-        read = Ledger.from_json(json.dumps(content), "x/ledger.json")
-    except CheckpointError as error:
-        assert "x/ledger.json" in str(error)
+    if other == node or set(map(str, trail)) & volatile:
+        with suppress(CheckpointError):  # such as a layout that is no list
+            assert Ledger.from_json(json.dumps(content), "x/ledger.json").id == ledger.id
     else:
-        assert other == node or set(map(str, trail)) & volatile
-        assert read.id == ledger.id
+        with pytest.raises(CheckpointError, match=r"x/ledger\.json"):
+            Ledger.from_json(json.dumps(content), "x/ledger.json")
 
 
 def test_changing_it_by_hand_is_refused(english: Path) -> None:
@@ -146,7 +146,7 @@ def test_an_unknown_or_missing_key_is_named(ledger: Ledger) -> None:
         Ledger.from_json(json.dumps(content), "here.json")
 
 
-def test_consumed_segments_leave_out_seen_replay(ledger: Ledger, streams: dict[str, str]) -> None:
+def test_consumed_segments_leave_out_seen_replay(ledger: Ledger) -> None:
     found = ledger.consumed_segments()
     sources = {source.name: segments for source, segments in found.values()}
     assert sources.keys() == {"english", "python"}

@@ -15,10 +15,11 @@ from pydantic import TypeAdapter
 
 from megacpt.config import ScheduleConfig
 from megacpt.errors import CheckpointError, ConfigError
-from megacpt.optim.schedules import Schedule, build_schedule, schedule_from_dict
+from megacpt.optim.building import build_schedule
+from megacpt.optim.schedules import Schedule, schedule_from_dict
 
 PEAK, STEP, STAGE, ENTRY = 3e-4, 1_000, 1_000_000, 1.65e-4
-SHAPES = ("exponential", "linear", "cosine", "sqrt")
+SHAPES = ("exponential", "linear", "cosine", "sqrt", "rex", "reciprocal")
 
 CASES: dict[str, dict[str, Any]] = {
     "constant": {"kind": "constant", "warmup": "2%"},
@@ -26,6 +27,8 @@ CASES: dict[str, dict[str, Any]] = {
     "linear": {"kind": "linear", "warmup": "5 steps", "min_lr": "10%"},
     "cosine": {"kind": "cosine", "warmup": "1%", "min_lr": 3e-5},
     "cosine to 0": {"kind": "cosine", "warmup": 0, "min_lr": 0},
+    "rex": {"kind": "rex", "warmup": "2%", "min_lr": 3e-5},
+    "rex to 0": {"kind": "rex", "warmup": 0, "min_lr": 0},
     "wsd without decay": {"kind": "wsd", "decay": 0},
     "rewarmed_cosine": {"kind": "rewarmed_cosine", "warmup": "1%", "min_lr": "10%"},
     **{f"wsd {s}": {"kind": "wsd", "decay": "20%", "decay_shape": s, "min_lr": "10%"} for s in SHAPES},
@@ -65,6 +68,8 @@ def papers(case: dict[str, Any], t: int, entry: float = ENTRY) -> float:
     if kind == "constant":
         return PEAK
     r = min((t - warmup) / (STAGE - warmup), 1.0)
+    if kind == "rex":
+        return falling("rex", PEAK, low, r)
     if kind == "linear":
         return PEAK - (PEAK - low) * r
     return low + (PEAK - low) / 2 * (math.cos(math.pi * r) + 1)  # Ibrahim et al. 2024, eq. 2
@@ -86,7 +91,9 @@ def infinite(case: dict[str, Any], t: int, warmup: int) -> float:
 def falling(shape: str, high: float, low: float, r: float) -> float:
     r = min(r, 1.0)
     return {
-        "exponential": high * math.exp(-math.log(high / low) * r),
+        "exponential": high * math.exp(-math.log(high / low) * r) if low else 0.0,
+        "reciprocal": 1 / (r / low + (1 - r) / high) if low else 0.0,  # Wen et al. 2024
+        "rex": low + (high - low) * (1 - r) / (1 - r / 2),  # Chen et al. 2021
         "linear": high * (1 - r) + low * r,
         "cosine": low + (high - low) / 2 * (1 + math.cos(math.pi * r)),
         "sqrt": low + (high - low) * (1 - math.sqrt(r)),
@@ -219,6 +226,13 @@ def test_impossible_entry_rates_are_refused(kind: str, entry: float, key: str) -
         ({"kind": "wsd", "warmup": "50%", "decay": "60%"}, r"schedule\.warmup"),
         ({"kind": "anneal", "min_lr": 0}, "exponential"),
         ({"kind": "wsd", "decay_shape": "exponential", "min_lr": 0}, "exponential"),
+        ({"kind": "wsd_s", "decay_shape": "reciprocal", "min_lr": 0}, "reciprocal"),
+        ({"kind": "wsd_s", "releases": ["50%", "20%"]}, r"schedule\.releases: 20% is not behind"),
+        ({"kind": "wsd_s", "releases": ["2M tokens"]}, r"schedule\.releases: 2M tokens is not .* within the stage"),
+        ({"kind": "wsd_s", "warmup": "95%"}, r"schedule\.releases: .* before the warmup ends"),
+        ({"kind": "wsd_s", "releases": ["50%", "60%"], "decay": "20%", "warmup": "50%"}, r"schedule\.releases"),
+        ({"kind": "trilm", "second_lr": 4e-4}, r"schedule\.second_lr.*above"),
+        ({"kind": "trilm", "second_lr": 1e-5, "min_lr": 3e-5}, r"schedule\.second_lr.*below"),
     ],
 )
 def test_impossible_schedules_name_their_key(case: dict[str, Any], key: str) -> None:

@@ -66,7 +66,7 @@ def _watched(at: int | None, how: str | None, until: int | None) -> Iterator[lis
                 return original(self, batches, rate, weight_decay)
         return original(self, batches, rate, weight_decay)
 
-    MegatronEngine.train_step = train_step  # type: ignore[assignment, method-assign]
+    MegatronEngine.train_step = train_step  # type: ignore[method-assign]
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield seen

@@ -1,4 +1,4 @@
-"""Whatever the restarts and layouts: the same samples, the same tokens of each stream, replay of what was seen alone."""
+"""Whatever the restarts and layouts: the same samples, the same tokens of each stream, replay of what was seen."""
 
 from __future__ import annotations
 

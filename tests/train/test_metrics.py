@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from pathlib import Path
@@ -66,9 +67,8 @@ def test_what_a_line_says(session: Session, streams: dict[str, str], tmp_path: P
     assert all(line["stream"] == "held-out" for line in evaluations)
     assert evaluations[1]["loss"] < evaluations[0]["loss"]
 
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    board = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
+    board = events.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     board.Reload()
     losses = [(event.step, event.value) for event in board.Scalars("train/loss")]
     assert losses == [(line["step"], pytest.approx(line["loss"])) for line in lines]

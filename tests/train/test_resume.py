@@ -165,3 +165,63 @@ def test_a_decay_ends_with_the_last_step(session: Session, streams: Streams, tmp
     rates = [line["rate"] for line in metrics(tmp_path / "run")]
     assert rates == pytest.approx([1e-2, 7e-3, 4e-3, 1e-3])
     assert rates[-1] == 1e-3
+
+
+# Starting over, while nothing is lost by it.
+
+
+def test_before_anything_was_saved_the_settings_may_change(
+    pools: Pools, session: Session, streams: Streams, tmp_path: Path
+) -> None:
+    config, changed = (
+        _config(tmp_path / name, streams, optim={"peak_lr": lr}) for name, lr in (("a", 1e-2), ("b", 2e-2))
+    )
+    session(config, at=2, how="crash")
+    config["optim"] = changed["optim"]
+    again, expected = session(config), session(changed)
+    assert weights(pools, again["checkpoint"]) == weights(pools, expected["checkpoint"])
+    assert [line["rate"] for line in metrics(tmp_path / "a")] == [line["rate"] for line in metrics(tmp_path / "b")]
+    config["optim"] = {"peak_lr": 3e-2}
+    kind, status, said = session(config)["error"]
+    assert (kind, status) == ("ConfigError", 2)
+    assert "holds a run with other settings: optim changed" in said
+
+
+def test_a_continued_run_without_a_checkpoint_keeps_its_parent(
+    session: Session, streams: Streams, whole: dict[str, Any], tmp_path: Path
+) -> None:
+    config = _config(tmp_path / "run", streams)
+    session(config, parent=whole["checkpoint"], at=1, how="crash")
+    config["seed"] = 6
+    assert "seed changed" in session(config)["error"][2]  # `train` does not know the parent
+    assert session(config, parent=whole["checkpoint"], at=1, how="stop")["error"] is None
+
+
+def test_a_stream_that_does_not_serve_leaves_no_run_folder(session: Session, streams: Streams, tmp_path: Path) -> None:
+    config = _config(tmp_path / "run", streams, batch={"seq_length": 4096}, model={"max_seq_length": 4096})
+    kind, _, said = session(config)["error"]
+    assert (kind, "fewer than the 4,097 of one sample" in said) == ("DataError", True)
+    assert not (tmp_path / "run").exists()
+    config["batch"] = {**config["batch"], "seq_length": 16}
+    assert session(config, at=1, how="stop")["error"] is None
+
+
+def test_a_damaged_parent_can_be_changed_for_another(
+    session: Session, streams: Streams, whole: dict[str, Any], tmp_path: Path
+) -> None:
+    import shutil
+
+    run = shutil.copytree(Path(whole["checkpoint"]).parent.parent, tmp_path / "first")
+    older, newest = checkpoints(Path(run))[-2:]
+    tensors = next(newest.glob("*.distcp"))
+    tensors.write_bytes(tensors.read_bytes()[:-1] + b"?")
+    config = _config(tmp_path / "run", streams)
+    assert "take an earlier one of the run" in session(config, parent=str(newest))["error"][2]
+    assert session(config, parent=str(older), at=1, how="stop")["error"] is None
+
+
+def test_a_session_that_fails_tidies_up(session: Session, streams: Streams, tmp_path: Path) -> None:
+    config = _config(tmp_path / "run", streams)
+    found = session(config, at=3, how="crash")
+    assert found["crashed"]
+    assert not found["listening"]

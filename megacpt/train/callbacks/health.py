@@ -58,12 +58,11 @@ class Signals(Quiet):
 
     def __init__(self) -> None:
         self.asked = False
-        self.before: dict[signal.Signals, Any] = {}
 
-    def on_start(self, run: Run) -> None:  # noqa: ARG002
-        """Listen."""
+    def on_start(self, run: Run) -> None:
+        """Listen, until the session ends."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            self.before[number] = signal.signal(number, self._ask)
+            run.closing.callback(signal.signal, number, signal.signal(number, self._ask))
 
     def _ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if self.asked and number == signal.SIGINT:
@@ -78,8 +77,3 @@ class Signals(Quiet):
             dist.all_reduce(flag, dist.ReduceOp.MAX)
             asked = bool(flag)
         run.stopping = run.stopping or (asked and not run.done)
-
-    def on_end(self, run: Run) -> None:  # noqa: ARG002
-        """Stop listening."""
-        for number, handler in self.before.items():
-            signal.signal(number, handler)

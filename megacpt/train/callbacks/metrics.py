@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from io import TextIOWrapper
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megacpt.data.files import write_bytes
+from megacpt.data.files import disk_full, write_bytes
 from megacpt.engine.protocol import StepReport
+from megacpt.errors import SetupError
 from megacpt.evaluate.loss import StreamLoss
 from megacpt.runtime.layout import is_first_rank
 from megacpt.train.callbacks import Quiet, due
@@ -25,7 +30,7 @@ def forget_after(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
@@ -44,7 +49,7 @@ class Metrics(Quiet):
     name = "metrics"
 
     def __init__(self) -> None:
-        self.file: TextIOWrapper | None = None
+        self.file: FileIO | None = None
         self.board: SummaryWriter | None = None
         self.latest: dict[str, Any] = {}
         self.since: tuple[float, int] = (0.0, 0)
@@ -56,12 +61,14 @@ class Metrics(Quiet):
         if not is_first_rank():
             return
         path = run.config.run / METRICS
-        forget_after(path, run.step or -1)  # at step 0 even the first evaluation comes again
-        self.file = path.open("a")
+        with _explained(path):
+            forget_after(path, run.step or -1)  # at step 0 even the first evaluation comes again
+            self.file = run.closing.enter_context(path.open("ab", buffering=0))
         if run.config.log.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(str(run.config.run / "tensorboard"), purge_step=run.step + 1)
+            run.closing.callback(self.board.close)
 
     def on_step(self, run: Run, report: StepReport) -> None:
         """Write a line when it is due."""
@@ -105,14 +112,25 @@ class Metrics(Quiet):
                 self.board.add_scalar(f"bits_per_byte/{result.stream}", result.bits_per_byte, run.step)
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append a line."""
-        if self.file is not None:
-            self.file.write(json.dumps(line) + "\n")
-            self.file.flush()
+        """Append a line.
 
-    def on_end(self, run: Run) -> None:  # noqa: ARG002
-        """Close the files."""
+        Raises:
+            SetupError: if the disk is full or fails.
+        """
         if self.file is not None:
-            self.file.close()
-        if self.board is not None:
-            self.board.close()
+            with _explained(Path(self.file.name)):
+                text = f"{json.dumps(line)}\n".encode()
+                if self.file.write(text) < len(text):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn a failure of the disk into an error that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise SetupError(
+            f"{path} cannot be written: {disk_full(error) or error.strerror}. The checkpoints are untouched; "
+            "make room, and run the same command again"
+        ) from error

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from megacpt.engine.protocol import StepReport
+from megacpt.evaluate.loss import StreamLoss
 from megacpt.runtime.layout import is_first_rank
 from megacpt.train.callbacks import Quiet, due
 from megacpt.train.callbacks.evaluation import Evaluation
@@ -33,6 +34,7 @@ class ProgressBar(Quiet):
         self.bar: Progress | None = None
         self.task = TaskID(0)
         self.stride = 1
+        self.shown: list[StreamLoss] = []
 
     def on_start(self, run: Run) -> None:
         """Start the bar."""
@@ -49,30 +51,36 @@ class ProgressBar(Quiet):
         )
         if self.console.is_terminal:
             self.bar = Progress(
-                TextColumn("{task.percentage:>3.0f}%"),
-                BarColumn(),
+                TextColumn("{task.completed}/{task.total}"),
+                BarColumn(bar_width=24),
                 TextColumn("{task.fields[text]}"),
                 TimeRemainingColumn(),
                 console=self.console,
             )
             self.task = self.bar.add_task(stage.name, total=run.config.stage_steps, completed=run.step, text="")
             self.bar.start()
+            run.closing.callback(self.bar.stop)  # it hides the cursor
+        if run.step:
+            self.shown = self.evaluation.latest  # of an earlier session
+        else:
+            self._held_out(run)
 
     def on_step(self, run: Run, report: StepReport) -> None:
         """Advance the bar; print a line now and then where there is none."""
         if not is_first_rank():
             return
-        speed = self.metrics.latest.get("tokens_per_second", 0.0)
-        text = f"loss {report.loss:.3f}  rate {run.rate(run.step):.2e}  {speed:,.0f} tokens/s"
-        held_out = "  ".join(f"{r.stream} {r.bits_per_byte:.3f}" for r in self.evaluation.latest)
-        if held_out:
-            text += f"  bits/byte: {held_out}"
+        text = f"loss {report.loss:.3f}  rate {run.rate(run.step):.2e}"
+        if "tokens_per_second" in self.metrics.latest:
+            text += f"  {self.metrics.latest['tokens_per_second']:,.0f} tokens/s"
+        self._held_out(run)
         if self.bar is not None:
             self.bar.update(self.task, completed=run.step, text=text)
         elif due(run.step, self.stride, run.done or run.stopping):
             self.console.print(f"step {run.step}/{run.config.stage_steps}  {text}", highlight=False, soft_wrap=True)
 
-    def on_end(self, run: Run) -> None:  # noqa: ARG002
-        """Stop the bar."""
-        if self.bar is not None:
-            self.bar.stop()
+    def _held_out(self, run: Run) -> None:
+        """Print the held-out losses when there are new ones."""
+        if self.evaluation.latest and self.evaluation.latest is not self.shown:
+            losses = "  ".join(f"{r.stream} {r.bits_per_byte:.3f}" for r in self.evaluation.latest)
+            self.console.print(f"step {run.step}: held-out bits a byte: {losses}", highlight=False, soft_wrap=True)
+            self.shown = self.evaluation.latest
