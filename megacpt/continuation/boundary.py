@@ -9,6 +9,8 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from megacpt import __version__
 from megacpt.checkpoint.store import find_checkpoint
 from megacpt.config import Duration, RunConfig, dump, load_run, overlay
@@ -148,7 +150,7 @@ def check_resume(config: RunConfig, start: Ledger, parent: Path | None) -> None:
         )
     saved = _wherever_its_data(load_run(config.run / RUN))
     config = _wherever_its_data(config)
-    changed = [key for key in FIXED if _value(saved, key) != _value(config, key)]
+    changed = [key for key in FIXED if _value(saved, key) != _value(config, key) or _was_edited(config, start, key)]
     if "stage" in changed and schedule_from_dict(start.stage.schedule).horizon_free:
         # A schedule without a horizon gives the same past whatever the length: the run may become longer.
         longer = saved.stage.model_copy(update={"tokens": config.stage.tokens})
@@ -166,6 +168,28 @@ def check_resume(config: RunConfig, start: Ledger, parent: Path | None) -> None:
             f"began; start a new stage on it with `megacpt continue {config.run} STAGE.yaml --run NEW_FOLDER`, "
             "or give another folder with run=NEW_FOLDER"
         )
+
+
+def _was_edited(config: RunConfig, start: Ledger, key: str) -> bool:
+    """Whether the ledger at the start of the run says otherwise; run.yaml is a file that a person may change."""
+    stage, schedule = start.stage, schedule_from_dict(start.stage.schedule)
+    if key == "stage":
+        return not schedule.horizon_free and schedule.horizon != config.stage.tokens
+    begun = {
+        "seed": stage.seed,
+        "model": start.model,
+        "optim": stage.optimizer,
+        "precision": stage.precision,
+        "batch.sequences": stage.batch,
+        "batch.seq_length": stage.seq_length,
+    }
+    if key not in begun:
+        return False
+    value, said = _value(config, key), begun[key]
+    if isinstance(value, BaseModel) and isinstance(said, dict):
+        now = value.model_dump(mode="json")
+        return any(now.get(name) != what for name, what in said.items())
+    return value != said
 
 
 def _wherever_its_data(config: RunConfig) -> RunConfig:

@@ -18,10 +18,17 @@ from megacpt.errors import CheckpointError
 
 @dataclass(frozen=True)
 class RunNode:
-    """A run folder with the ledger of its newest checkpoint, or of its start if it has none."""
+    """A run folder with the ledger of its newest checkpoint, or of its start if it has none.
+
+    Attributes:
+        folder: the run folder.
+        ledger: what it has seen.
+        steps: length of its stage in optimizer steps.
+    """
 
     folder: Path
     ledger: Ledger
+    steps: int
 
 
 def find_runs(paths: Sequence[Path]) -> list[RunNode]:
@@ -40,7 +47,8 @@ def find_runs(paths: Sequence[Path]) -> list[RunNode]:
         newest = checkpoints(folder)
         ledger = Ledger.read(newest[-1]) if newest else started(folder)
         assert ledger is not None
-        nodes.append(RunNode(folder, ledger))
+        config = load_run((newest[-1] if newest else folder) / RUN)  # a run may have become longer than it began
+        nodes.append(RunNode(folder, ledger, config.stage_steps))
     return nodes
 
 
@@ -75,11 +83,10 @@ def _describe(node: RunNode) -> str:
         f"{escape(name)} {tokens:,} tokens ({stage.repeats.get(name, 0):.2f} epochs)"
         for name, tokens in stage.consumed.items()
     )
-    steps = load_run(node.folder / RUN).stage_steps
     rate = "not started" if stage.rate is None else f"rate {stage.rate:.3g}, {stage.phase}"
     return (
         f"[bold]{escape(str(node.folder))}[/bold]  {node.ledger.id}\n"
-        f"{escape(stage.name)} ({stage.kind}): {stage.steps:,} of {steps:,} steps, {stage.tokens:,} tokens, "
+        f"{escape(stage.name)} ({stage.kind}): {stage.steps:,} of {node.steps:,} steps, {stage.tokens:,} tokens, "
         f"{node.ledger.tokens:,} in all\n"
         f"{streams or 'nothing read yet'}\n"
         f"{stage.schedule['kind']} schedule, {rate}; layouts: {', '.join(stage.layouts) or 'none'}"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from megacpt.config import RunConfig, load_run
+from megacpt.config import RunConfig, dump, load_run
 from megacpt.continuation.boundary import (
     RUN,
     START,
@@ -236,6 +236,24 @@ def test_a_resume_refuses_by_name_what_changes_the_numbers(
         check_resume(_config(folder, streams, **CHANGES[key]), start, None)
     assert f"holds a run with other settings: {key} changed. A run goes on exactly as it began" in str(error.value)
     assert f"megacpt continue {folder} STAGE.yaml --run NEW_FOLDER" in str(error.value)
+
+
+@pytest.mark.parametrize("key", sorted(CHANGES.keys() - {"stage", "schedule"}))
+def test_editing_the_saved_configuration_is_no_way_round(run: tuple[Path, Ledger], streams: Streams, key: str) -> None:
+    folder, start = run
+    edited = _config(folder, streams, **CHANGES[key])
+    (folder / RUN).write_text(dump(edited))
+    with pytest.raises(ConfigError, match=rf"settings: {key} changed"):
+        check_resume(edited, start, None)
+
+
+def test_nor_for_the_length_of_a_stage_with_a_horizon(streams: Streams, tmp_path: Path) -> None:
+    config, edited = (_config(tmp_path / "run", streams, steps, schedule=COSINE) for steps in (8, 20))
+    start = first_ledger(config, None)
+    create_run(config, start)
+    (tmp_path / "run" / RUN).write_text(dump(edited))
+    with pytest.raises(ConfigError, match="settings: stage changed"):
+        check_resume(edited, start, None)
 
 
 def test_a_resume_names_all_that_changed(run: tuple[Path, Ledger], streams: Streams) -> None:

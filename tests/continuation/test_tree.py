@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from megacpt.config import dump
 from megacpt.continuation.boundary import annealed_config, create_run, first_ledger
 from megacpt.continuation.ledger import Ledger
 from megacpt.continuation.tree import find_runs, lineage_tree
@@ -45,12 +46,12 @@ def test_runs_stand_under_the_run_they_continue(
     assert lines[at["english"]].endswith(Ledger.read(english).id)
     about_python = [line.strip(" │├└─") for line in lines[at["python"] + 1 : at["release"]]]
     assert about_python == [
-        "python (trunk): 4 steps, 512 tokens, 1,536 in all",
-        "python 384 tokens (x0.50), replay-english 128 tokens (x0.50)",
+        "python (trunk): 4 of 4 steps, 512 tokens, 1,536 in all",
+        "python 384 tokens (0.50 epochs), replay-english 128 tokens (0.50 epochs)",
         "infinite schedule, rate 0.0055, constant; layouts: tp1 pp1 cp1 dp1",
     ]
     text = "\n".join(lines)
-    assert "python-anneal (anneal): 2 steps, 256 tokens, 1,792 in all" in text
+    assert "python-anneal (anneal): 2 of 2 steps, 256 tokens, 1,792 in all" in text
     assert "anneal schedule, rate 0.001, done" in text
     assert "nothing read yet" in text
     assert "infinite schedule, not started; layouts: none" in text
@@ -66,3 +67,12 @@ def test_no_run_is_an_error(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(CheckpointError, match=r"no run in .*: a run folder holds start\.json"):
             find_runs([path])
+
+
+def test_a_run_that_became_longer(streams: dict[str, str], finish: Finish, tmp_path: Path) -> None:
+    mixture = {"english": streams["english"]}
+    finish(run_config(tmp_path / "run", mixture, steps=4))
+    longer = run_config(tmp_path / "run", mixture, steps=9)
+    finish(longer, steps=7)
+    (tmp_path / "run" / "run.yaml").write_text(dump(run_config(tmp_path / "run", mixture, steps=4)))
+    assert any("first (trunk): 7 of 9 steps" in line for line in _print(tmp_path))
