@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from megacpt.data.plan import Segment, Source, StagePlan
+from megacpt.data.plan import DRAWN, Segment, Source, StagePlan
 from megacpt.errors import CheckpointError, DataError
 
 LEDGER = "ledger.json"
-FORMAT = 1
+FORMAT = 2
 # What may differ between two runs that end with the same weights; the id of a ledger leaves it out.
 VOLATILE = ("run", "layouts", "versions", "seconds")
 
@@ -42,6 +42,9 @@ class StageRecord:
         layouts: the parallel layouts that took part, in order.
         versions: of the code and its engines.
         seconds: wall time.
+        changes: what the stage changed against the one that it continues: key to the value before and after.
+        carry: what became of the optimizer's state at the boundary; empty for a first stage.
+        controller: state of the controller of the mixture; None without one.
     """
 
     name: str
@@ -64,6 +67,9 @@ class StageRecord:
     layouts: tuple[str, ...]
     versions: dict[str, str]
     seconds: float
+    changes: dict[str, Any] = field(default_factory=dict)
+    carry: dict[str, Any] = field(default_factory=dict)
+    controller: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ class Ledger:
         tokenizer: spec, fingerprint and vocabulary size.
         model: the network's configuration.
         stages: oldest first.
+        derived: how the weights were made, if not by training: the operation (as ``average``) and what went into it.
     """
 
     parent: str | None
@@ -83,6 +90,7 @@ class Ledger:
     tokenizer: dict[str, Any]
     model: dict[str, Any]
     stages: tuple[StageRecord, ...]
+    derived: dict[str, Any] | None = None
 
     @property
     def stage(self) -> StageRecord:
@@ -158,12 +166,12 @@ class Ledger:
     def consumed_segments(self) -> dict[str, tuple[Source, list[Segment]]]:
         """Return every stretch of samples that the lineage has consumed, by content hash of its stream.
 
-        Replay of samples seen before adds no stretch: it reads what is in one already.
+        Replay of consumed samples adds no stretch: it reads what is in one already.
         """
         found: dict[str, tuple[Source, list[Segment]]] = {}
         for stage in self.stages:
             for source in stage.plan.sources:
-                if source.policy == "seen":
+                if source.policy in DRAWN:
                     continue
                 samples = stage.consumed.get(source.name, 0) // stage.seq_length
                 if not samples:
