@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-PRELOAD = ["megacpt.engine.megatron", "megacpt.checkpoint.store", "tests.distributed.cases"]
+PRELOAD = ["megacpt.train.run", "megacpt.cli.main", "tests.distributed.cases"]
 
 
 def _serve(rank: int, size: int, store: str, pipe: Connection) -> None:

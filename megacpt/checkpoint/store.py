@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 
 from megacpt.checkpoint.manifest import MANIFEST, damage, incomplete, make_manifest
 from megacpt.checkpoint.tensors import explained, load_tensors, save_tensors
+from megacpt.data.files import sync
 from megacpt.errors import CheckpointError
 from megacpt.runtime.layout import is_first_rank
 
@@ -160,12 +160,12 @@ class Store:
         """Write the manifest, flush everything, give the checkpoint its name, and let superfluous ones go."""
         _write_texts(partial_folder, {MANIFEST: json.dumps(manifest, indent=1)})
         for path in (*partial_folder.iterdir(), partial_folder):  # Megatron's writers flush only some of them
-            _flush(path)
+            sync(path)
         final = self.path(step)
         if final.exists():  # the same step again, after a resume from an earlier one
             shutil.rmtree(final)
         partial_folder.replace(final)
-        _flush(self.folder)
+        sync(self.folder)
         self._retire(step)
 
     def _retire(self, newest: int) -> None:
@@ -235,11 +235,3 @@ def _write_texts(folder: Path, files: Mapping[str, str]) -> None:
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
 
-
-def _flush(path: Path) -> None:
-    """Make sure that a file or a folder's entries are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

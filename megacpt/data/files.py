@@ -20,9 +20,9 @@ def disk_full(error: OSError) -> str | None:
     return _FULL.get(error.errno or 0)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable (a rename is only safe on disk after this)."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file, or the names in a folder, durable (a rename is only safe on disk after that)."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -42,4 +42,4 @@ def write_bytes(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    sync_folder(path.parent)
+    sync(path.parent)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megacpt.data.files import sync_folder, write_json
+from megacpt.data.files import sync, write_json
 from megacpt.data.indexed import IndexedTokens, IndexedWriter, token_files
 from megacpt.data.inputs import Shard, shard_name
 from megacpt.data.readers import read_documents
@@ -86,7 +86,7 @@ def make_part(shard: Shard, folder: Path, recipe: Recipe, tokenizer: Tokenizer, 
     for split, path in temporary.items():
         for written, final in zip(token_files(path), token_files(part_prefix(folder, name, split)), strict=True):
             written.replace(final)
-    sync_folder(folder)
+    sync(folder)
     part = Part(name, splits, empty)
     write_json(_manifest(folder, name), asdict(part))
     report(unreported)

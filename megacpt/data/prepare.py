@@ -23,7 +23,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from megacpt.data.files import disk_full, sync_folder
+from megacpt.data.files import disk_full, sync
 from megacpt.data.indexed import IndexedTokens, IndexedWriter
 from megacpt.data.inputs import shard_name
 from megacpt.data.job import Job
@@ -117,7 +117,7 @@ def _merge(job: Job, split: str, bar: Progress) -> None:
     if target.is_dir():
         target.rmdir()
     staging.rename(target)
-    sync_folder(target.parent)
+    sync(target.parent)
 
 
 def _require_documents(job: Job, split: str, counts: Sequence[SplitCount]) -> None:

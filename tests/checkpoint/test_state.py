@@ -33,7 +33,7 @@ def _bfloat16(values: np.ndarray) -> np.ndarray:
     return np.asarray(rounded).view(np.float32)
 
 
-@pytest.mark.parametrize(("first", "second"), permutations(OPTIMIZERS, 2))
+@pytest.mark.parametrize(("first", "second"), list(permutations(OPTIMIZERS, 2)))
 def test_weights_and_moments_pass_unchanged(pools: Pools, tmp_path: Path, first: str, second: str) -> None:
     folders = [tmp_path / name for name in ("first", "second", "again")]
     ranks, changes = OPTIMIZERS[first]
