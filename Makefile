@@ -15,6 +15,7 @@
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+TOOLS  := $(VENV)/.installed-tools
 PYTEST_ARGS ?=
 PIP_ARGS ?=
 
@@ -29,13 +30,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 demo: $(STAMP)
 	@$(BIN)/megacpt demo
 
-test: $(STAMP)
+test: $(TOOLS)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-lint: $(STAMP)
+lint: $(TOOLS)
 	@$(BIN)/ruff check .
 
-types: $(STAMP)
+types: $(TOOLS)
 	@$(BIN)/mypy
 
 checks: lint types test
@@ -58,6 +59,12 @@ $(BIN)/python:
 $(STAMP): setup.py pyproject.toml constraints.txt $(shell find kernels -type f 2>/dev/null) | $(BIN)/python
 	@echo "Installing into $(VENV); the first time takes some minutes"
 	@$(BIN)/python -m pip install -q $(PIP_ARGS) torch==2.13.0 "setuptools>=77" -c constraints.txt
-	@$(BIN)/python -m pip install -q $(PIP_ARGS) --no-build-isolation -c constraints.txt -e ".[dev]"
+	@$(BIN)/python -m pip install -q $(PIP_ARGS) --no-build-isolation -c constraints.txt -e .
 	@$(BIN)/python -m megacpt.ops.native
+	@touch $@
+
+# What tests, linter and type checker need on top; the demo does without.
+$(TOOLS): $(STAMP)
+	@echo "Installing the tools of development into $(VENV)"
+	@$(BIN)/python -m pip install -q $(PIP_ARGS) --no-build-isolation -c constraints.txt -e ".[dev]"
 	@touch $@

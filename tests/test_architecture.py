@@ -20,8 +20,10 @@ FLOORS = [
     {"engine"},
     {"checkpoint", "evaluate"},
     {"continuation"},
+    {"convert"},
     {"train", "report"},
     {"demo", "bench"},
+    {"recipes"},
     {"cli"},
     {"__main__"},
 ]

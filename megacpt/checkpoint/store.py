@@ -16,7 +16,7 @@ import torch.distributed as dist
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 
 from megacpt.checkpoint.manifest import MANIFEST, damage, incomplete, make_manifest
-from megacpt.checkpoint.tensors import explained, load_tensors, save_tensors
+from megacpt.checkpoint.tensors import explained, load_tensors, save_tensors, without_what_lacks
 from megacpt.data.files import sync
 from megacpt.errors import CheckpointError
 from megacpt.runtime.layout import is_first_rank
@@ -137,6 +137,24 @@ class Store:
             self.queue.schedule_async_request(request)
         return self.path(step)
 
+    def publish(self, step: int, write: Callable[[Path], None], files: Mapping[str, str]) -> Path:
+        """Write a checkpoint whose tensors `write` puts into the folder that it is given; every rank calls this.
+
+        Args:
+            step: as for `save`.
+            write: runs on every rank; when it returns, this rank's part is written.
+            files: as for `save`.
+
+        Raises:
+            CheckpointError: as `save`, or as `write` does.
+        """
+        self.poll(wait=True)
+        partial_folder = self.folder / f".step-{step:08d}.partial"
+        _on_first_rank(partial_folder, partial(self._make_room, partial_folder))
+        write(partial_folder)
+        self._finish(step, partial_folder, dict(files))
+        return self.path(step)
+
     def poll(self, wait: bool = False) -> None:
         """Complete background checkpoints that have been written; with `wait`, all of them."""
         if self.queue.get_num_unfinalized_calls():
@@ -200,13 +218,14 @@ class Store:
         return None
 
 
-def load_checkpoint(folder: Path, engine: Any, verified: bool = False) -> None:
+def load_checkpoint(folder: Path, engine: Any, verified: bool = False, boundary: bool = False) -> None:
     """Verify a checkpoint and load it into an engine of any layout; every rank calls this.
 
     Args:
         folder: the checkpoint.
         engine: what to load it into.
         verified: its contents have just been verified, so that only its sizes are looked at again.
+        boundary: a new stage begins, whose optimizer may want more than the checkpoint holds: that begins anew.
 
     Raises:
         CheckpointError: if the checkpoint is damaged or holds another model; names the file.
@@ -214,7 +233,8 @@ def load_checkpoint(folder: Path, engine: Any, verified: bool = False) -> None:
     wrong = damage(folder, hashes=not verified)
     if wrong is not None:
         raise CheckpointError(f"the checkpoint is damaged: {wrong}; take an earlier one of the run, or a backup")
-    engine.load(load_tensors(engine.state(), folder))
+    state = engine.state()
+    engine.load(load_tensors(without_what_lacks(state, folder) if boundary else state, folder))
 
 
 def _on_first_rank(folder: Path, action: Callable[[], None]) -> None:
@@ -234,4 +254,3 @@ def _on_first_rank(folder: Path, action: Callable[[], None]) -> None:
 def _write_texts(folder: Path, files: Mapping[str, str]) -> None:
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
-

@@ -23,6 +23,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megacpt.errors import CheckpointError
 
 METADATA = ".metadata"
+# Names of what an optimizer keeps begin with this; the others are weights.
+OPTIMIZER = "optimizer."
 # How a full disk, a used-up quota and a limit on file sizes show: Megatron's writers pass on the text alone, and
 # torch's zip writer reports a write that was cut short by the position in the file.
 FULL = (*(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)), "unexpected pos")
@@ -57,8 +59,8 @@ class _OnlyMetadata(pickle.Unpickler):
         )
 
 
-def check_metadata(folder: Path) -> None:
-    """Refuse a checkpoint whose index would run foreign code when it is read.
+def check_metadata(folder: Path) -> Any:
+    """Refuse a checkpoint whose index would run foreign code when it is read; return the index.
 
     Raises:
         CheckpointError: if the index is missing, damaged or refers to anything but checkpoint metadata.
@@ -66,7 +68,7 @@ def check_metadata(folder: Path) -> None:
     path = folder / METADATA
     try:
         with path.open("rb") as file:
-            _OnlyMetadata(file).load()
+            return _OnlyMetadata(file).load()
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing: {folder} is no complete checkpoint") from error
     except CheckpointError:
@@ -90,6 +92,20 @@ def explained(folder: Path) -> Iterator[None]:
                 "it are untouched. Free some space, or lower checkpoint.keep_last, and run the same command again"
             ) from error
         raise CheckpointError(f"cannot write {folder}: {text.splitlines()[-1]}") from error
+
+
+def without_what_lacks(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a state without the parts of an optimizer's state that a checkpoint does not hold.
+
+    Args:
+        state: an engine's state.
+        folder: a checkpoint, perhaps of weights alone, of another optimizer, or with parts that were frozen.
+
+    Raises:
+        CheckpointError: as `check_metadata`.
+    """
+    stored = check_metadata(folder).state_dict_metadata
+    return {name: part for name, part in state.items() if part.key in stored or not part.key.startswith(OPTIMIZER)}
 
 
 def save_tensors(state: dict[str, Any], folder: Path, asynchronous: bool = False) -> AsyncRequest | None:

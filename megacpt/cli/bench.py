@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from megacpt.bench.result import BenchResult
+    from megacpt.bench.result import BenchResult, Interval
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed beside peers, and compare measurements.")
 
@@ -61,6 +62,77 @@ def step(
     _print_step(result)
     if json_file is not None:
         result.write(json_file)
+
+
+@app.command()
+def data(
+    tokens: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SIZE", help="Size of the streams; repeat it for more. By default 10M, 100M, 1B, 1T."),
+    ] = None,
+    seq_length: Annotated[int, typer.Option(min=1, help="Tokens in a sample.")] = 4096,
+    sequences: Annotated[int, typer.Option(min=1, help="Samples of an optimizer step.")] = 32,
+    microbatch: Annotated[int, typer.Option(min=1, help="Samples handed over together.")] = 8,
+    document: Annotated[int, typer.Option(min=2, help="Mean length of a document, in tokens.")] = 1000,
+    repeats: Annotated[int, typer.Option(min=2, help="Fresh processes for each figure.")] = 5,
+    peer_limit: Annotated[
+        str, typer.Option(metavar="SIZE", help="Measure Megatron Core up to this size; 0 for not at all.")
+    ] = "1B",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="A model of configs/models whose need of tokens to compare with; repeat it, or `none`."
+        ),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch for these models.")] = 1,
+    folder: Annotated[
+        Path | None, typer.Option("--dir", metavar="DIR", help="Where the streams are made, and deleted afterwards.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the result here.")
+    ] = None,
+) -> None:
+    """Measure our loader beside Megatron Core's GPTDataset and BlendedDataset on the same token files.
+
+    Measured are the time to the first microbatch (from nothing, and again with the index files that the first start
+    left), the memory and the index files that takes, and how many samples a second follow in training order: each
+    figure in fresh processes, without workers, taking turns. Streams up to 200M tokens are written out and in memory;
+    longer ones are holes in sparse files, and out of it.
+
+    Examples:
+      megacpt bench data
+      megacpt bench data --tokens 10M --model none --json data.json
+      megacpt bench data --tokens 10B --peer-limit 10B --repeats 3
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from megacpt.bench.data import DataBench, bench_data
+    from megacpt.config import Tokens
+
+    try:
+        limit = 0 if peer_limit == "0" else int(Tokens.parse(peer_limit))
+        sizes = tuple(int(Tokens.parse(size)) for size in tokens) if tokens else DataBench.tokens
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    models = DataBench.models if not model else tuple(name for name in model if name != "none")
+    bench = DataBench(
+        tokens=sizes,
+        seq_length=seq_length,
+        sequences=sequences,
+        microbatch=microbatch,
+        document=document,
+        repeats=repeats,
+        peer_limit=limit,
+        models=models,
+        threads=threads,
+    )
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("loaders, in turns", total=None)
+        result = bench_data(bench, folder, lambda done, of: progress.update(task, completed=done, total=of))
+    if json_file is not None:
+        result.write(json_file)
+    _print_data(result)
 
 
 @app.command()
@@ -130,6 +202,57 @@ def _print_step(result: BenchResult) -> None:
             "with --threads 1, or take more --blocks[/yellow]",
             soft_wrap=True,
         )
+
+
+def _print_data(result: BenchResult) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from megacpt.bench import data as measured
+    from megacpt.bench.result import Interval
+
+    console, config = Console(highlight=False), result.config
+    console.print(
+        f"samples of {config['seq_length']} tokens, {config['sequences']} a step in microbatches of "
+        f"{config['microbatch']}, documents of about {config['document']} tokens; {result.machine.device}, "
+        f"{config['repeats']} processes a figure",
+        soft_wrap=True,
+    )
+    table = Table("", "first start", "start again", "memory", "index files", "samples/s", "middle half")
+    for name in (measured.case_name(size, streams) for size in config["tokens"] for streams in (1, 3)):
+        table.add_section()
+        table.add_row(f"[bold]{name}[/bold]")
+        for side in (measured.OURS, measured.PEER, measured.PEER_IDS):
+            if f"{name}: {side}: {measured.SPEED}" in result.series:
+                table.add_row(side, *_loader_row(result, f"{name}: {side}"))
+    console.print(table)
+    for model in config["models"]:
+        training = result.series[f"{model}: {measured.TRAINING}"]
+        found = result.figures[f"{model}: {measured.TRAINING} / {measured.LOADING}"]
+        assert isinstance(found, Interval)
+        console.print(
+            f"{model} trains {training.work / training.median:,.0f} tokens/s; the loader is "
+            f"[bold]{found.value:,.0f}[/bold] times as fast (95 % interval {found.low:,.0f} to {found.high:,.0f})",
+            soft_wrap=True,
+        )
+
+
+def _loader_row(result: BenchResult, side: str) -> Iterator[str]:
+    from megacpt.bench import data as measured
+
+    for start in (measured.FIRST, measured.AGAIN):
+        yield _time(result.series[f"{side}: {start}"].median)
+    for size in (measured.MEMORY, measured.INDEX):
+        yield _size(result.figures[f"{side}: {size}"])
+    speed = result.series[f"{side}: {measured.SPEED}"]
+    low, high = sorted(speed.work / time for time in speed.quartiles)
+    yield f"{speed.work / speed.median:,.0f}"
+    yield f"{low:,.0f} to {high:,.0f}"
+
+
+def _size(found: Interval | float) -> str:
+    assert isinstance(found, float)  # not a ratio
+    return f"{found / 1e9:.1f} GB" if found >= 1e9 else f"{found / 1e6:.1f} MB" if found >= 1e5 else f"{found:,.0f} B"
 
 
 def _time(seconds: float) -> str:

@@ -29,6 +29,9 @@ def prepare(
     field: _Field = "text",
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one for each core.")] = None,
     holdout: Annotated[str, typer.Option(help="Share of documents kept for evaluation, in OUT-valid.")] = "0%",
+    score: Annotated[
+        str | None, typer.Option(help="A field with a number for each document, by which stages can choose and order.")
+    ] = None,
 ) -> None:
     """Tokenise text into a stream.
 
@@ -40,10 +43,12 @@ def prepare(
       megacpt data prepare books/ --tokenizer bytes --out data/books
 
       megacpt data prepare web.jsonl.zst --tokenizer tok/ --out data/web --holdout 1%
+
+      megacpt data prepare web.jsonl.zst --tokenizer tok/ --out data/web --score quality
     """
     from megacpt.data.prepare import prepare as run
 
-    meta = run(inputs, tokenizer, out, field=field, workers=workers, holdout=_share(holdout))
+    meta = run(inputs, tokenizer, out, field=field, workers=workers, holdout=_share(holdout), score=score)
     _print_stream(out, meta)
 
 

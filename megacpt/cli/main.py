@@ -10,11 +10,11 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from megacpt.cli import config, data, lineage, train
+from megacpt.cli import config, convert, data, lineage, recipe, train
 from megacpt.cli.bench import app as bench
 from megacpt.cli.demo import demo
 from megacpt.cli.doctor import doctor
-from megacpt.cli.evaluate import evaluate
+from megacpt.cli.evaluate import evaluate, flips
 from megacpt.cli.generate import generate
 from megacpt.cli.report import report
 from megacpt.errors import MegacptError
@@ -38,10 +38,13 @@ app.command()(train.train)
 app.command("continue")(train.continue_)
 app.command()(train.anneal)
 app.command("eval")(evaluate)
+app.command()(flips)
 app.command()(generate)
 app.add_typer(lineage.app, name="lineage")
 app.command()(report)
+app.add_typer(convert.app, name="convert")
 app.add_typer(bench, name="bench")
+app.add_typer(recipe.app, name="recipe")
 app.command()(doctor)
 
 

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from megacpt.config.checks import check, check_layout, check_streams
 from megacpt.config.loading import dump, load_model, load_run, overlay, run_from_mapping
+from megacpt.config.mixture import (
+    PhaseConfig,
+    ReplayConfig,
+    RetentionConfig,
+    StreamConfig,
+    WeightedStream,
+    timeline,
+    weights_over_time,
+)
 from megacpt.config.model import LinearScaling, Llama3Scaling, ModelConfig, RopeConfig, RopeScaling
 from megacpt.config.parts import (
     BatchConfig,
@@ -13,7 +22,7 @@ from megacpt.config.parts import (
     OptimConfig,
     ParallelConfig,
 )
-from megacpt.config.quantities import Duration, Rate, Share, Tokens
+from megacpt.config.quantities import Duration, Part, Rate, Share, Tokens
 from megacpt.config.run import RunConfig
 from megacpt.config.schedule import (
     AnnealSchedule,
@@ -28,7 +37,7 @@ from megacpt.config.schedule import (
     WsdSchedule,
     WsdSSchedule,
 )
-from megacpt.config.stage import ReplayConfig, StageConfig, StreamConfig
+from megacpt.config.stage import StageConfig
 
 __all__ = [
     "AnnealSchedule",
@@ -46,8 +55,11 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "ParallelConfig",
+    "Part",
+    "PhaseConfig",
     "Rate",
     "ReplayConfig",
+    "RetentionConfig",
     "RewarmedCosineSchedule",
     "RexSchedule",
     "RopeConfig",
@@ -59,6 +71,7 @@ __all__ = [
     "StreamConfig",
     "Tokens",
     "TrilmSchedule",
+    "WeightedStream",
     "WsdSSchedule",
     "WsdSchedule",
     "check",
@@ -69,4 +82,6 @@ __all__ = [
     "load_run",
     "overlay",
     "run_from_mapping",
+    "timeline",
+    "weights_over_time",
 ]

@@ -51,6 +51,7 @@ def layout_problems(config: RunConfig, world_size: int | None = None, vocab: int
     yield from _tensor_problems(config, vocab)
     yield from _pipeline_problems(config)
     yield from _sequence_problems(config)
+    yield from _evaluation_problems(config)
     yield from _vocab_problems(config, vocab)
     yield from _batch_problems(config, world_size)
 
@@ -127,6 +128,20 @@ def _sequence_problems(config: RunConfig) -> Iterator[Problem]:
         yield Problem("parallel.sequence", text)
 
 
+def _evaluation_problems(config: RunConfig) -> Iterator[Problem]:
+    length, parallel, longest = config.evaluate.seq_length, config.parallel, config.model.max_seq_length
+    if length is None:
+        return
+    if length > longest:
+        yield Problem("evaluate.seq_length", f"{length} is longer than model.max_seq_length: take at most {longest}")
+    parts = 2 * parallel.context if parallel.context > 1 else 1
+    parts *= parallel.tensor if parallel.sequence else 1
+    if length % parts:
+        near = _either(_multiples_near(length, parts))
+        text = f"{length} cannot be cut into {parts} equal parts for the layout (parallel.context, parallel.sequence)"
+        yield Problem("evaluate.seq_length", f"{text}: take {near}")
+
+
 def _vocab_problems(config: RunConfig, vocab: int | None) -> Iterator[Problem]:
     size = config.model.vocab_size
     if size is not None and vocab is not None and vocab > size:
@@ -175,6 +190,8 @@ def stream_problems(config: RunConfig) -> Iterator[Problem]:
     """Yield what `check_streams` raises."""
     for name, stream in config.stage.mixture.items():
         yield from _stream_problem(f"stage.mixture.{name}.path", stream.path, config.tokenizer)
+    for name, outside in config.stage.replay.streams.items():
+        yield from _stream_problem(f"stage.replay.streams.{name}.path", outside.path, config.tokenizer)
     for name, path in config.evaluate.streams.items():
         yield from _stream_problem(f"evaluate.streams.{name}", path, config.tokenizer)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from megacpt.config.keys import ANY, Key, children, find, nearest_key
+from megacpt.config.keys import ANY, ITEM, Key, children, find, nearest_key
 from megacpt.config.library import configs_folder, names
 from megacpt.config.problems import example_text
 from megacpt.config.yaml_text import inline, read_document
@@ -96,6 +96,9 @@ def _single(key: str, entries: Sequence[Key], width: int) -> Iterator[str]:
     example = example_text(entries[0].examples[0]) if entries[0].examples else entries[0].choices[0]
     yield f"\n  In a file:            {name}: {example}"
     yield f"  On the command line:  {key}={example}"
+    for item in (below for below in children(entries[0].path) if below[0].name == ITEM):
+        yield "\n  Each entry:"
+        yield from _table(item[0].path, width)
     uses = list(_uses(key.split(".")))
     if uses:
         yield "\n  In configs/:"

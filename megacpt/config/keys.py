@@ -15,11 +15,13 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from megacpt.config.base import Section
-from megacpt.config.quantities import Duration, Rate, Share, Tokens
+from megacpt.config.quantities import Duration, Part, Rate, Share, Tokens
 from megacpt.config.run import RunConfig
 
 ANY = "<name>"
 """Stands in a key for a name that the user chooses, such as that of a stream."""
+ITEM = "<number>"
+"""Stands in a key for the place of an entry in a list, counted from 0."""
 
 _TYPE_NAMES: dict[Any, str] = {
     int: "whole number",
@@ -30,6 +32,7 @@ _TYPE_NAMES: dict[Any, str] = {
     Tokens: "number of tokens",
     Share: "share of a whole",
     Duration: "duration",
+    Part: "part of a whole",
     Rate: "learning rate",
 }
 _LIMITS = ((Ge, "ge", "at least"), (Gt, "gt", "above"), (Le, "le", "at most"), (Lt, "lt", "below"))
@@ -108,9 +111,18 @@ def _walk(section: type[Section], prefix: str, kinds: tuple[str, ...]) -> Iterat
                 yield _named(f"{path}.{ANY}", value)
                 for inner in sections_of(value):
                     yield from _walk(inner, f"{path}.{ANY}.", kinds)
+            for inner in _listed(part):
+                text = "An entry of the list, counted from 0, with the keys of this section."
+                yield Key(f"{path}.{ITEM}", "section", False, None, text, section=True)
+                yield from _walk(inner, f"{path}.{ITEM}.", kinds)
         for inner in sections_of(field.annotation):
             kind = kind_of(inner)
             yield from _walk(inner, path + ".", (kind,) if kind else kinds)
+
+
+def _listed(part: Any) -> list[type[Section]]:
+    """The sections that a list holds; none where it holds numbers or names."""
+    return sections_of(get_args(part)[0]) if get_origin(part) is list else []
 
 
 def _describe(path: str, field: FieldInfo, kinds: tuple[str, ...]) -> Key:
@@ -140,8 +152,12 @@ def _describe(path: str, field: FieldInfo, kinds: tuple[str, ...]) -> Key:
 
 def _named(path: str, value: Any) -> Key:
     section = bool(sections_of(value))
-    text = "Any name of your choice, with the path of a folder" + (", or the keys of this section." if section else ".")
-    return Key(path, _type_name(value), False, None, text, section=section, examples=("data/english",))
+    if members(value) == [float]:
+        text, example = "A name that the run gave a stream, with a number.", "1.0"
+    else:
+        text, example = "Any name of your choice, with the path of a folder", "data/english"
+        text += ", or the keys of this section." if section else "."
+    return Key(path, _type_name(value), False, None, text, section=section, examples=(example,))
 
 
 def _metadata(field: FieldInfo) -> Iterator[Any]:
@@ -187,6 +203,8 @@ def find(path: Sequence[str]) -> tuple[Key, ...]:
             pattern.append(part)
         elif part and ".".join([*pattern, ANY]) in known:
             pattern.append(ANY)
+        elif part.isdecimal() and ".".join([*pattern, ITEM]) in known:
+            pattern.append(ITEM)
         else:
             return ()
     return known.get(".".join(pattern), ())
@@ -229,6 +247,12 @@ def is_section(path: Sequence[str]) -> bool:
     """Whether the key at `path` holds further keys and cannot be null, so that null means no keys."""
     entries = find(path)
     return bool(entries) and entries[0].section and not entries[0].nullable
+
+
+def is_list(path: Sequence[str]) -> bool:
+    """Whether the key at `path` holds a list of sections."""
+    entries = find(path)
+    return bool(entries) and f"{entries[0].path}.{ITEM}" in catalogue()
 
 
 def variants(path: Sequence[str]) -> dict[str, type[Section]]:

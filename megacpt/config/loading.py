@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from megacpt.config.base import Problem, Section
+from megacpt.config.fixed import model_problems
 from megacpt.config.keys import is_section
 from megacpt.config.library import model_path
 from megacpt.config.model import ModelConfig
@@ -24,9 +25,6 @@ from megacpt.config.problems import problems_of
 from megacpt.config.run import RunConfig
 from megacpt.config.yaml_text import Document, KeyPath, read_document, write_yaml
 from megacpt.errors import ConfigError
-
-_MAY_CHANGE = frozenset({"name", "max_seq_length", "rope", "init_std"})
-"""Keys of the model that a later stage may change; the others decide what the trained tensors are."""
 
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -91,12 +89,7 @@ def _continuation_problems(parent: RunConfig, made: RunConfig) -> list[Problem]:
     if made.run.resolve() == parent.run.resolve():
         text = f"{made.run} is the folder of the run that is continued: give the new stage a folder of its own"
         problems.append(Problem("run", text))
-    for name in ModelConfig.model_fields:
-        before, after = getattr(parent.model, name), getattr(made.model, name)
-        if before != after and name not in _MAY_CHANGE:
-            text = f"{after}: a stage cannot change this, the weights were trained with {before}: remove the key"
-            problems.append(Problem(f"model.{name}", text))
-    return problems
+    return [*problems, *model_problems(parent.model, made.model)]
 
 
 def load_model(model: str | Path | Mapping[str, Any]) -> ModelConfig:

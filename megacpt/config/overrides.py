@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megacpt.config.base import Problem
-from megacpt.config.keys import find, is_section, nearest_key, variants
+from megacpt.config.keys import find, is_list, is_section, nearest_key, variants
 from megacpt.config.library import model_path
 from megacpt.config.problems import example_text
 from megacpt.config.yaml_text import Document, KeyPath, inline, parse_value, read_document
@@ -17,6 +17,8 @@ REPLACED: tuple[KeyPath, ...] = (("stage",), ("stage", "mixture"))
 """Sections that a stage file replaces as a whole: a new stage does not inherit the old one's mixture."""
 NULL_REMOVES: tuple[KeyPath, ...] = (("evaluate", "streams"),)
 """Sections in which a stage file drops an inherited entry by setting it to null."""
+SHORT_STREAMS: tuple[KeyPath, ...] = (("stage", "mixture"), ("stage", "replay", "streams"))
+"""Sections in which a path alone is short for a stream with that path."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,15 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[Override]) -> list
     given = {override.path for override in overrides}
     for override in overrides:
         *parents, last = override.path
-        section = data
+        section: Any = data
         for depth, part in enumerate(parents):
-            inner = _opened(section.get(part), tuple(parents[: depth + 1]))
-            if not isinstance(inner, dict):
+            value = section.get(part) if isinstance(section, dict) else _entry(section, part)
+            inner = _opened(value, tuple(parents[: depth + 1]))
+            if not isinstance(inner, dict) and not (isinstance(inner, list) and depth + 1 < len(parents)):
                 where = ".".join(parents[: depth + 1])
                 problems.append(Problem(".".join(override.path), f"{where} is {inline(inner)}, not a section"))
                 break
-            section[part] = inner
+            section[part if isinstance(section, dict) else int(part)] = inner
             section = inner
         else:
             if last == "kind":
@@ -89,13 +92,20 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[Override]) -> list
     return problems
 
 
+def _entry(entries: list[Any], part: str) -> Any:
+    """Return an entry of a list, or say that there is none."""
+    return entries[int(part)] if part.isdecimal() and int(part) < len(entries) else "missing"
+
+
 def _opened(value: Any, path: KeyPath) -> Any:
     """Give a short form its long one, so that a key below it can be set."""
     if value is None:
-        return {}
+        return [] if is_list(path) else {}
+    if isinstance(value, list):
+        return list(value)
     if isinstance(value, str) and path == ("model",):
         return named_model(value).data
-    if isinstance(value, str) and len(path) == 3 and path[:2] == ("stage", "mixture"):
+    if isinstance(value, str) and path[:-1] in SHORT_STREAMS:
         return {"path": value}
     return dict(value) if isinstance(value, Mapping) else value
 

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from megacpt.config.base import Count, Interval, LocalPath, Number, Section, StreamName
+from megacpt.config.carry import FrozenPart
 from megacpt.config.multipliers import Multipliers
 from megacpt.config.quantities import Duration, Rate, Tokens
 
@@ -14,9 +15,12 @@ from megacpt.config.quantities import Duration, Rate, Tokens
 class OptimConfig(Section):
     """The optimizer and its hyperparameters."""
 
-    optimizer: Literal["adamw"] = Field(
+    optimizer: Literal["adamw", "lion"] = Field(
         default="adamw",
-        description="adamw: Adam with decoupled weight decay (Loshchilov and Hutter 2019).",
+        description="adamw: Adam with decoupled weight decay (Loshchilov and Hutter 2019). lion: the sign of a running "
+        "mean (Chen et al. 2023), with one moment instead of two; it wants a peak_lr 3 to 10 times smaller, a "
+        "weight_decay as many times larger, and a beta2 such as 0.99. A stage may change it: the mean of the gradient "
+        "goes on (see stage.carry).",
         examples=["adamw"],
     )
     peak_lr: Number = Field(
@@ -52,24 +56,34 @@ class OptimConfig(Section):
     multipliers: Multipliers = Field(
         default_factory=Multipliers, description="Factors on learning rate and weight decay for parts of the model."
     )
+    freeze: list[FrozenPart] = Field(
+        default_factory=list,
+        description="Parts that the stage leaves as they are, to the last bit: embeddings, output, norms, attention, "
+        "mlp, or layers counted from the input, as layers:3 or layers:1-4. They have no gradient and no optimizer "
+        "state; a later stage that trains them again begins with a new state for them.",
+        examples=["[embeddings, layers:1-4]"],
+    )
     beta1: Number = Field(
         default=0.9,
         ge=0,
         lt=1,
-        description="Decay of Adam's running mean of the gradient, per step.",
+        description="Decay of Adam's running mean of the gradient, per step. For lion the weight of its mean against "
+        "the gradient of the step.",
         examples=[0.9],
     )
     beta2: Number = Field(
         default=0.95,
         ge=0,
         lt=1,
-        description="Decay of Adam's running mean of the squared gradient, per step.",
+        description="Decay of Adam's running mean of the squared gradient, per step. For lion that of its mean of the "
+        "gradient.",
         examples=[0.95],
     )
     eps: Number = Field(
         default=1e-8,
         gt=0,
-        description="Small number added to the root of Adam's second moment, against division by zero.",
+        description="Small number added to the root of Adam's second moment, against division by zero. Lion has no use "
+        "for it.",
         examples=[1e-8],
     )
     clip: Number | None = Field(
@@ -191,11 +205,26 @@ class EvaluateConfig(Section):
         "also at the start and the end of the stage.",
         examples=["200 steps"],
     )
+    dense: Interval | None = Field(
+        default=Duration.parse("512 steps"),
+        description="In a stage that continues a checkpoint, also evaluate after steps 1, 2, 4, 8 and so on up to this "
+        "point: what is forgotten after a boundary is often forgotten, and learned again, within few steps. null: only "
+        "`every`.",
+        examples=["512 steps"],
+    )
     tokens: Tokens = Field(
         default=Tokens.parse("100k"),
         description="How many tokens of each stream are evaluated, from its start; the whole stream where "
         "it is shorter.",
         examples=["100k"],
+    )
+    seq_length: Count | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens that the model sees at once when it is evaluated; null: batch.seq_length. Losses fall with "
+        "longer sequences, so give one length for the whole lineage where a stage changes batch.seq_length and its "
+        "losses are compared with those before.",
+        examples=[2048],
     )
     streams: dict[StreamName, LocalPath] = Field(
         default_factory=dict,

@@ -216,6 +216,20 @@ class Duration:
         return _schema(cls.parse)
 
 
+class Part(Duration):
+    """How much of something that lies there, such as a stream: a percentage of it, or a number of tokens."""
+
+    EXPECTED = "a part of the whole, such as 25%, or tokens with their unit, such as 20M or '300000 tokens'"
+
+    @classmethod
+    def parse(cls, value: object) -> Duration:
+        """Read ``25%``, ``20M`` or ``300000 tokens``; raise ValueError for steps, for 0, and without a unit."""
+        part = super().parse(value)
+        if part.unit == "steps" or part.amount == 0:
+            raise ValueError(f"this must be {cls.EXPECTED}")
+        return part
+
+
 @dataclass(frozen=True)
 class Rate:
     """A learning rate: absolute (``3e-5``), or relative to the peak rate (``10%``)."""

@@ -8,6 +8,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from megacpt.config.base import Count, LocalPath, Problem, Section, raise_problems
+from megacpt.config.carry import layer_range
+from megacpt.config.mixture import timeline, timeline_problems
 from megacpt.config.model import ModelConfig
 from megacpt.config.parts import (
     BatchConfig,
@@ -97,7 +99,13 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
-        found = (self._rate_problems, self._phase_problems, self._kind_problems, self._peak_problems)
+        found = (
+            self._rate_problems,
+            self._phase_problems,
+            self._kind_problems,
+            self._peak_problems,
+            self._mixture_problems,
+        )
         raise_problems([problem for problems in found for problem in problems()])
         return self
 
@@ -112,9 +120,33 @@ class RunConfig(Section):
         if model.tied_embeddings and parts.output != type(parts.output)():
             text = "with model.tied_embeddings the output matrix is the embedding: set optim.multipliers.embeddings"
             yield Problem("optim.multipliers.output", text)
+        yield from self._freeze_problems()
         if parts.lower_layers.layers > model.layers:
             text = f"{parts.lower_layers.layers} is more than model.layers: take at most {model.layers}"
             yield Problem("optim.multipliers.lower_layers.layers", text)
+
+    def _freeze_problems(self) -> Iterator[Problem]:
+        frozen, model = self.optim.freeze, self.model
+        for part in frozen:
+            if layer_range(part)[1] > model.layers:
+                yield Problem("optim.freeze", f"{part} goes beyond model.layers, which is {model.layers}")
+        if "output" in frozen and model.tied_embeddings:
+            text = "with model.tied_embeddings the output matrix is the embedding: freeze embeddings"
+            yield Problem("optim.freeze", text)
+        layers = {n for part in frozen for n in range(layer_range(part)[0], layer_range(part)[1] + 1)}
+        inside = {"attention", "mlp"} <= set(frozen) or layers >= set(range(1, model.layers + 1))
+        outside = {"embeddings", "norms"} | (set() if model.tied_embeddings else {"output"})
+        if inside and outside <= set(frozen):
+            yield Problem("optim.freeze", "nothing is left to train: name fewer parts")
+
+    def _mixture_problems(self) -> Iterator[Problem]:
+        """Of when the mixture changes, and of what its controller needs."""
+        stage, batch = self.stage, self.batch
+        times = timeline(stage.phases, stage.tokens, self.tokens_per_step, batch.seq_length)
+        yield from timeline_problems(stage.phases, times, -(-stage.tokens // batch.seq_length))
+        if stage.controller is not None and not self.evaluate.streams.keys() - stage.mixture.keys():
+            text = "it compares losses of earlier streams: add one that is not in stage.mixture to evaluate.streams"
+            yield Problem("stage.controller", text)
 
     def _rate_problems(self) -> Iterator[Problem]:
         schedule, peak = self.schedule, self.optim.peak_lr

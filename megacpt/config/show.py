@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from megacpt.config.loading import dump
+from megacpt.config.mixture import timeline
 from megacpt.config.run import RunConfig
 
 
@@ -20,7 +21,7 @@ def derived(config: RunConfig, vocab: int | None = None, world_size: int | None 
         "tokens_per_step": config.tokens_per_step,
         "stage_steps": config.stage_steps,
         "stage_tokens": config.stage_steps * config.tokens_per_step,
-        "replay_tokens": round(config.stage.replay.share * config.stage_steps * config.tokens_per_step),
+        "replay_tokens": _replay_tokens(config),
     }
     if config.model.vocab_size is not None or vocab is not None:
         numbers["padded_vocab"] = config.model.padded_vocab(vocab)
@@ -30,6 +31,18 @@ def derived(config: RunConfig, vocab: int | None = None, world_size: int | None 
         numbers["data_parallel"] = data
         numbers["microbatches"] = batch.sequences // (batch.microbatch * data)
     return numbers
+
+
+def _replay_tokens(config: RunConfig) -> int:
+    """Tokens that are replayed, over all phases of the stage; a controller may change them."""
+    stage, length = config.stage, config.batch.seq_length
+    share, total, position = float(stage.replay.share), 0.0, 0
+    times = timeline(stage.phases, stage.tokens, config.tokens_per_step, length)
+    for phase, (start, ramp) in zip(stage.phases, times, strict=True):
+        after = share if phase.replay is None else float(phase.replay)
+        total += share * (start - position) + (share + after) / 2 * ramp
+        share, position = after, start + ramp
+    return round(length * (total + share * (config.stage_steps * config.batch.sequences - position)))
 
 
 def show(config: RunConfig, vocab: int | None = None, world_size: int | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Where a stage begins: from nothing, from a checkpoint, as a release branch; and what a resume may change."""
+"""Where a stage begins: from nothing, from a checkpoint, as a release branch."""
 
 from __future__ import annotations
 
@@ -8,26 +8,29 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-
-from pydantic import BaseModel
+from typing import Any
 
 from megacpt import __version__
 from megacpt.checkpoint.store import find_checkpoint
-from megacpt.config import Duration, RunConfig, dump, load_run, overlay
+from megacpt.config import Duration, ModelConfig, RunConfig, dump, load_run, overlay
+from megacpt.config.fixed import model_problems
 from megacpt.config.yaml_text import read_document
+from megacpt.continuation.carry import carry_record
+from megacpt.continuation.changes import differences, settings
 from megacpt.continuation.ledger import Ledger, StageRecord
 from megacpt.continuation.planning import plan_stage
+from megacpt.continuation.planning.settled import settled
 from megacpt.data.files import disk_full, write_bytes
 from megacpt.data.tokenizer import Tokenizer, load_tokenizer
-from megacpt.errors import CheckpointError, ConfigError
+from megacpt.errors import ConfigError
 from megacpt.optim.building import build_schedule, stage_peak
 from megacpt.optim.schedules import Schedule, schedule_from_dict
 
 log = logging.getLogger(__name__)
 START = "start.json"
 RUN = "run.yaml"
-# What decides the numbers of a run. The rest (layout, microbatch, logging, saving, evaluation) may change at any time.
-FIXED = ("seed", "model", "tokenizer", "stage", "schedule", "optim", "precision", "batch.sequences", "batch.seq_length")
+# What every stage has of its own; the record of the stage says it.
+OWN = ("stage.name", "stage.kind", "stage.tokens")
 # A rate may start this much above the one its parent stopped at without being called a jump.
 JUMP = 1.5
 
@@ -74,8 +77,9 @@ def annealed_config(checkpoint: Path, tokens: str, run: Path, overrides: Sequenc
         length = Duration.parse(tokens).tokens(trunk.stage.tokens, trunk.tokens_per_step)
     except ValueError as error:
         raise ConfigError(f"--tokens: '{tokens}': {error}") from error
-    stage = trunk.stage.model_dump()
+    stage = settled(trunk, Ledger.read(parent).stage)
     stage.update(name=f"{trunk.stage.name}-anneal", kind="anneal", tokens=length)
+    stage.pop("carry", None)  # what the trunk did when it began is done
     lowest = getattr(trunk.schedule, "min_lr", None)
     schedule = {"kind": "anneal"} if lowest is None else {"kind": "anneal", "min_lr": str(lowest)}
     return overlay(trunk, {"stage": stage, "schedule": schedule}, overrides, run), parent
@@ -89,7 +93,7 @@ def first_ledger(config: RunConfig, parent: Path | None) -> Ledger:
         parent: the checkpoint it starts from; None for new weights.
 
     Raises:
-        ConfigError: if the schedule would jump, or there is nothing to replay.
+        ConfigError: if the schedule would jump, the model is another, or there is nothing to replay.
         DataError: if a stream does not fit.
         CheckpointError: if the parent's ledger is damaged.
     """
@@ -101,14 +105,22 @@ def first_ledger(config: RunConfig, parent: Path | None) -> Ledger:
             f"{before.tokenizer['fingerprint'][:12]}), and {config.tokenizer} is another "
             f"({tokenizer.fingerprint[:12]}); a stage cannot change it"
         )
+    problems = [] if before is None else list(model_problems(ModelConfig.model_validate(before.model), config.model))
+    if problems:
+        raise ConfigError("\n".join(map(str, problems)))
     record = _record(config, before, parent, tokenizer)
     return Ledger(
         parent=None if before is None else before.id,
         parent_path=None if parent is None else str(parent.resolve()),
-        tokenizer={"spec": tokenizer.spec, "fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
+        tokenizer=tokenizer_record(tokenizer),
         model=config.model.model_dump(mode="json"),
         stages=(*(() if before is None else before.stages), record),
     )
+
+
+def tokenizer_record(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return what the ledger keeps of a tokenizer."""
+    return {"spec": tokenizer.spec, "fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size}
 
 
 def create_run(config: RunConfig, ledger: Ledger) -> None:
@@ -132,97 +144,12 @@ def started(run: Path) -> Ledger | None:
     return Ledger.read_file(path) if path.is_file() else None
 
 
-def check_resume(config: RunConfig, start: Ledger, parent: Path | None) -> None:
-    """Refuse a resume that would change what the run computes.
-
-    Args:
-        config: the configuration of the resume.
-        start: the ledger at the start of the run.
-        parent: the checkpoint named by ``continue`` or ``anneal``; None for ``train``.
-
-    Raises:
-        ConfigError: with the names of what changed, and how a new stage is started instead.
-    """
-    if parent is not None and Ledger.read(parent).id != start.parent:
-        raise ConfigError(
-            f"{config.run} holds a run that was started from another checkpoint ({start.parent_path}); "
-            "give the new stage a folder of its own with --run"
-        )
-    saved = _wherever_its_data(load_run(config.run / RUN))
-    config = _wherever_its_data(config)
-    changed = [key for key in FIXED if _value(saved, key) != _value(config, key) or _was_edited(config, start, key)]
-    if "stage" in changed and schedule_from_dict(start.stage.schedule).horizon_free:
-        # A schedule without a horizon gives the same past whatever the length: the run may become longer.
-        longer = saved.stage.model_copy(update={"tokens": config.stage.tokens})
-        if longer == config.stage:
-            changed.remove("stage")
-            log.warning(
-                "%s: the stage ends at %s tokens now, and not at %s; the schedule stays where it was",
-                config.run,
-                f"{int(config.stage.tokens):,}",
-                f"{int(saved.stage.tokens):,}",
-            )
-    if changed:
-        raise ConfigError(
-            f"{config.run} holds a run with other settings: {', '.join(changed)} changed. A run goes on exactly as it "
-            f"began; start a new stage on it with `megacpt continue {config.run} STAGE.yaml --run NEW_FOLDER`, "
-            "or give another folder with run=NEW_FOLDER"
-        )
-
-
-def _was_edited(config: RunConfig, start: Ledger, key: str) -> bool:
-    """Whether the ledger at the start of the run says otherwise; run.yaml is a file that a person may change."""
-    stage, schedule = start.stage, schedule_from_dict(start.stage.schedule)
-    if key == "stage":
-        return not schedule.horizon_free and schedule.horizon != config.stage.tokens
-    begun = {
-        "seed": stage.seed,
-        "model": start.model,
-        "optim": stage.optimizer,
-        "precision": stage.precision,
-        "batch.sequences": stage.batch,
-        "batch.seq_length": stage.seq_length,
-    }
-    if key not in begun:
-        return False
-    value, said = _value(config, key), begun[key]
-    if isinstance(value, BaseModel) and isinstance(said, dict):
-        now = value.model_dump(mode="json")
-        return any(now.get(name) != what for name, what in said.items())
-    return value != said
-
-
-def _wherever_its_data(config: RunConfig) -> RunConfig:
-    """Return the run without the paths of its streams: what matters of them is their content, which the plan names."""
-    mixture = {name: s.model_copy(update={"path": Path()}) for name, s in config.stage.mixture.items()}
-    return config.model_copy(update={"stage": config.stage.model_copy(update={"mixture": mixture})})
-
-
-def find_data(start: Ledger, config: RunConfig) -> Ledger:
-    """Return the ledger at the start of a run with the streams of its mixture where they are now.
-
-    They may have moved, with the run or without it. Those that are replayed are where they were.
-    """
-    now = {name: str(Path(stream.path).resolve()) for name, stream in config.stage.mixture.items()}
-    plan = start.stage.plan
-    sources = (replace(s, path=now.get(s.name, s.path)) if s.role == "new" else s for s in plan.sources)
-    return start.with_stage(plan=replace(plan, sources=tuple(sources)))
-
-
-def _value(config: RunConfig, key: str) -> object:
-    value: object = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
-
-
 def _record(config: RunConfig, before: Ledger | None, parent: Path | None, tokenizer: Tokenizer) -> StageRecord:
-    entry = None if before is None else before.stage.rate
+    entry = None if before is None else before.stage.rate if before.derived is None else 0.0
     schedule = _schedule(config, before, parent)
-    first = schedule.rate(config.tokens_per_step, config.stage.tokens, entry)
-    rewarmed = schedule.kind == "wsd_s" or (schedule.kind == "rewarmed_cosine" and schedule.warmup > 0)
-    if before is not None and entry is not None and not rewarmed:
-        _refuse_jump(first, entry, before, parent)
+    if before is not None:
+        _refuse_cold(schedule, config, before, parent)
+        _refuse_jump(schedule, config, before, parent)
     return StageRecord(
         name=config.stage.name,
         kind=config.stage.kind,
@@ -242,9 +169,19 @@ def _record(config: RunConfig, before: Ledger | None, parent: Path | None, token
         precision=config.precision,
         seed=config.seed,
         layouts=(),
-        versions=_versions(),
+        versions=versions(),
         seconds=0.0,
+        changes=_changes(config, parent),
+        carry=carry_record(config, before),
     )
+
+
+def _changes(config: RunConfig, parent: Path | None) -> dict[str, Any]:
+    """Return the settings that differ from those of the parent's run; a stage always has its own name and length."""
+    if parent is None:
+        return {}
+    found = differences(settings(load_run(parent / RUN)), settings(config))
+    return {key: list(pair) for key, pair in found.items() if key not in OWN}
 
 
 def _schedule(config: RunConfig, before: Ledger | None, parent: Path | None) -> Schedule:
@@ -253,7 +190,7 @@ def _schedule(config: RunConfig, before: Ledger | None, parent: Path | None) -> 
     # A branch is annealed from the peak of the trunk stage that it leaves.
     peak = stage_peak(config.optim, max(trunks - 1, 0) if config.stage.kind == "anneal" else trunks)
     own = build_schedule(config.schedule, peak, config.stage.tokens, config.tokens_per_step)
-    if before is None or parent is None:
+    if before is None or parent is None or before.derived is not None:
         return own
     running = schedule_from_dict(before.stage.schedule)
     if own.kind == running.kind == "wsd_s":
@@ -264,10 +201,29 @@ def _schedule(config: RunConfig, before: Ledger | None, parent: Path | None) -> 
     return own
 
 
-def _refuse_jump(first: float, entry: float, before: Ledger, parent: Path | None) -> None:
+def _refuse_cold(schedule: Schedule, config: RunConfig, before: Ledger, parent: Path | None) -> None:
+    """Refuse to begin at a high rate on weights that come without an optimizer's state."""
+    if before.derived is None or (schedule.kind != "anneal" and schedule.warmup > config.tokens_per_step):
+        return
+    way = "schedule.warmup=1%, or longer"
+    if schedule.kind == "anneal":
+        way = "begin a trunk stage with schedule.kind=rewarmed_cosine, whose rate goes up and then down"
+    raise ConfigError(
+        f"schedule: {parent} holds weights alone ({before.derived.get('operation')}): the optimizer begins anew, and "
+        f"with it the rate has to rise over more than one step. Let it warm up: {way}"
+    )
+
+
+def _refuse_jump(schedule: Schedule, config: RunConfig, before: Ledger, parent: Path | None) -> None:
     """Refuse to continue an annealed checkpoint at a rate that nothing has warmed up to."""
+    entry = before.stage.rate
     annealed = before.stage.kind == "anneal" or before.stage.phase in ("decay", "done")
-    if annealed and first > JUMP * entry:
+    if entry is None or not annealed or before.derived is not None:
+        return
+    first = schedule.rate(config.tokens_per_step, config.stage.tokens, entry)
+    if schedule.kind == "rewarmed_cosine" and schedule.warmup > 0:
+        log.warning("%s is annealed: its rate, %.3g, goes up again, and some is forgotten by it", parent, entry)
+    elif schedule.kind != "wsd_s" and first > JUMP * entry:
         raise ConfigError(
             f"schedule: {parent} is annealed (its rate went down to {entry:.3g}), and the stage would start at "
             f"{first:.3g}, a jump that forgets. Continue the trunk instead ({before.parent_path or 'its parent'}), or "
@@ -275,22 +231,7 @@ def _refuse_jump(first: float, entry: float, before: Ledger, parent: Path | None
         )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of the code and its engines, as the ledger keeps them."""
     found = {name: version(name) for name in ("torch", "megatron-core", "numpy")}
     return {"megacpt": __version__, "python": platform.python_version(), **found}
-
-
-def parent_of(start: Ledger) -> Path | None:
-    """Return the checkpoint that a run starts from, which has to be where it was.
-
-    Raises:
-        CheckpointError: if it is gone.
-    """
-    if start.parent_path is None:
-        return None
-    path = Path(start.parent_path)
-    if not path.is_dir():
-        raise CheckpointError(
-            f"{path} is gone: it is the checkpoint that this run starts from, and the run has none of its own yet"
-        )
-    return path

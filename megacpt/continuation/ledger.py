@@ -15,6 +15,8 @@ LEDGER = "ledger.json"
 FORMAT = 2
 # What may differ between two runs that end with the same weights; the id of a ledger leaves it out.
 VOLATILE = ("run", "layouts", "versions", "seconds")
+# How far a stage is; the same stage at two moments differs in these.
+PROGRESS = ("tokens", "steps", "consumed", "repeats", "rate", "phase", "controller")
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,31 @@ class StageRecord:
     carry: dict[str, Any] = field(default_factory=dict)
     controller: dict[str, Any] | None = None
 
+    def content(self) -> dict[str, Any]:
+        """Return what was seen and how, as plain values: all but where it ran and where its streams lie."""
+        found = {key: value for key, value in vars(self).items() if key not in VOLATILE}
+        found["plan"] = self.plan.to_dict()
+        for source in found["plan"]["sources"]:
+            del source["path"]
+        return found
+
+    def identity(self) -> dict[str, Any]:
+        """Return what says which stage it is, however far it got: its `content` without its progress."""
+        found = self.content()
+        for key in PROGRESS:
+            del found[key]
+        if self.controller is not None:
+            del found["plan"]["phases"]  # a controller changes them on the way
+        return found
+
+    def is_same(self, other: StageRecord) -> bool:
+        """Return whether both are the same stage, however far each got."""
+        ours, theirs = self.identity(), other.identity()
+        if self.controller is not None or other.controller is not None:
+            ours["plan"].pop("phases", None)
+            theirs["plan"].pop("phases", None)
+        return ours == theirs
+
 
 @dataclass(frozen=True)
 class Ledger:
@@ -105,14 +132,10 @@ class Ledger:
     @property
     def id(self) -> str:
         """Twelve hex digits that follow from what was seen and how, not from where or on how many ranks."""
-        content = asdict(self)
-        del content["parent_path"]
-        content["tokenizer"].pop("spec", None)  # where it lies; the fingerprint says what it is
-        for stage in content["stages"]:
-            for key in VOLATILE:
-                del stage[key]
-            for source in stage["plan"]["sources"]:
-                del source["path"]
+        content = {key: value for key, value in vars(self).items() if key != "parent_path"}
+        # The spec says where the tokenizer lies, the fingerprint what it is.
+        content["tokenizer"] = {key: value for key, value in self.tokenizer.items() if key != "spec"}
+        content["stages"] = [stage.content() for stage in self.stages]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     def with_stage(self, **changes: Any) -> Ledger:

@@ -3,6 +3,9 @@
 Layout of version 1 of the index, little-endian: ``MMIDIDX`` and two zero bytes, version (8 bytes), code of
 the id type (1), number of sequences (8), number of document boundaries (8), then lengths (int32) and byte
 positions (int64) of the sequences, and the document boundaries (int64) as sequence numbers, from 0.
+
+Documents may have scores: ``PREFIX.scores.npy`` beside them holds a float64 for each. Megatron leaves it alone; the
+content hash covers it.
 """
 
 from __future__ import annotations
@@ -10,14 +13,14 @@ from __future__ import annotations
 import os
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from megacpt.data.files import sync
 from megacpt.errors import DataError
 
 _HEAD = struct.Struct("<9sQBQQ")
@@ -95,6 +98,36 @@ class IndexedTokens:
             raise IndexError(f"ids {offset} to {offset + count} are outside {self.bin_path}, which has {self.tokens}")
         return self._ids[offset : offset + count].astype(np.int64)
 
+    def read_into(self, ids: np.ndarray, rows: np.ndarray, offsets: np.ndarray) -> None:
+        """Fill `rows` int64 [n] of `ids` [m, count] with what `read` returns for `offsets` int64 [n] and count."""
+        count = ids.shape[1]
+        if len(offsets) and not 0 <= offsets.min() <= offsets.max() <= self.tokens - count:
+            raise IndexError(f"ids {offsets.min()} to {offsets.max() + count} are not all inside {self.bin_path}")
+        for row, offset in zip(rows.tolist(), offsets.tolist(), strict=True):
+            ids[row] = self._ids[offset : offset + count]
+
+    @property
+    def scores(self) -> np.ndarray | None:
+        """The scores of all documents, float64 [documents], memory mapped; None when they have none."""
+        path = score_file(self.bin_path.with_suffix(""))
+        try:
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise DataError(f"{path} is no file of scores: {error}") from error
+        if found.dtype != np.float64 or found.shape != (self.documents,):
+            raise DataError(f"{path} does not hold a float64 for each of {self.documents:,} documents: copy it again")
+        return np.asarray(found)
+
+    def document_ends(self, first: int, last: int) -> np.ndarray:
+        """Return the positions in the whole file where documents `first` up to `last` (without it) end, int64 [n]."""
+        following = self.boundaries[first + 1 : last + 1]
+        ends = np.full(len(following), self.tokens, dtype=np.int64)
+        inside = following < len(self._positions)
+        ends[inside] = self._positions[following[inside]] // self.dtype.itemsize
+        return ends
+
     def document(self, index: int, limit: int | None = None) -> np.ndarray:
         """Return the ids of document `index`, or the first `limit` of them, as int64 [n]."""
         if not 0 <= index < self.documents:
@@ -133,12 +166,14 @@ class IndexedTokens:
 class IndexedWriter:
     """Writes one pair of Megatron token files, document by document; the index follows on `finish`.
 
-    As a context manager it closes the files on the way out; what was not finished has no index and cannot be
-    opened.
+    If `scored`, each document has a score. As a context manager it closes the files on the way out; what was not
+    finished has no index and cannot be opened.
     """
 
-    def __init__(self, prefix: str | Path, dtype: np.dtype[Any]) -> None:
+    def __init__(self, prefix: str | Path, dtype: np.dtype[Any], scored: bool = False) -> None:
         self.bin_path, self.idx_path = token_files(prefix)
+        self._scores = array("d") if scored else None
+        self._scores_path = score_file(prefix)
         self.dtype = dtype
         self.tokens = 0
         self._lengths = array("i")
@@ -151,8 +186,11 @@ class IndexedWriter:
         """How many documents have been added."""
         return len(self._boundaries) - 1
 
-    def add(self, ids: np.ndarray) -> None:
-        """Append one document of ids [n]."""
+    def add(self, ids: np.ndarray, score: float | None = None) -> None:
+        """Append one document of ids [n], with its score if this writer writes scores."""
+        if self._scores is not None:
+            assert score is not None
+            self._scores.append(score)
         self._write(ids.astype(self.dtype).tobytes())
         for at in range(0, max(len(ids), 1), MAX_SEQUENCE):
             self._lengths.append(min(MAX_SEQUENCE, len(ids) - at))
@@ -165,17 +203,20 @@ class IndexedWriter:
         for chunk in _chunks(source.bin_path):
             bin_hash.update(chunk)
             self._write(chunk)
-        if _combine(bin_hash.hexdigest(), _hash_file(source.idx_path)) != content_hash:
+        scored = [] if self._scores is None else [_hash_file(score_file(source.bin_path.with_suffix("")))]
+        if _combine(bin_hash.hexdigest(), _hash_file(source.idx_path), *scored) != content_hash:
             raise DataError(
                 f"{source.bin_path} or its index has changed on disk since it was written: delete both, and "
                 "prepare again"
             )
+        if self._scores is not None and source.scores is not None:
+            self._scores.frombytes(source.scores.tobytes())
         self._boundaries.frombytes((source.boundaries[1:] + len(self._lengths)).tobytes())
         self._lengths.frombytes(source.sequence_lengths.tobytes())
         self.tokens += source.tokens
 
     def finish(self) -> str:
-        """Flush the ids to disk, write the index, and return the content hash of both."""
+        """Flush the ids to disk, write the index, and return the content hash of all."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -186,7 +227,14 @@ class IndexedWriter:
                 file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
-        return _combine(self._bin_hash.hexdigest(), idx_hash.hexdigest())
+        return _combine(self._bin_hash.hexdigest(), idx_hash.hexdigest(), *self._finish_scores())
+
+    def _finish_scores(self) -> Iterator[str]:
+        """Write the scores, if there are any, and yield their hash."""
+        if self._scores is not None:
+            np.save(self._scores_path, np.frombuffer(self._scores, dtype=np.float64))
+            sync(self._scores_path)
+            yield _hash_file(self._scores_path)
 
     def _write(self, chunk: bytes) -> None:
         self._bin_hash.update(chunk)
@@ -207,9 +255,7 @@ class IndexedWriter:
     def __enter__(self) -> IndexedWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._file.close()
 
 
@@ -219,20 +265,32 @@ def token_files(prefix: str | Path) -> tuple[Path, Path]:
     return prefix.with_name(f"{prefix.name}.bin"), prefix.with_name(f"{prefix.name}.idx")
 
 
-def content_hash(prefix: str | Path) -> str:
-    """Read both files of `prefix` and return their content hash: SHA-256 over the SHA-256 of each."""
-    bin_path, idx_path = token_files(prefix)
-    return _combine(_hash_file(bin_path), _hash_file(idx_path))
+def score_file(prefix: str | Path) -> Path:
+    """Return the file with the scores of the documents of `prefix`."""
+    prefix = Path(prefix)
+    return prefix.with_name(f"{prefix.name}.scores.npy")
 
 
-def _combine(bin_digest: str, idx_digest: str) -> str:
-    return sha256(f"{bin_digest} {idx_digest}".encode()).hexdigest()
+def content_hash(prefix: str | Path, progress: Callable[[int], None] | None = None) -> str:
+    """Read the files of `prefix` and return their content hash: SHA-256 over the SHA-256 of each.
+
+    They are two, or three where documents have scores: with other scores it is another stream. `progress` is told
+    how many bytes have been read since it was last told.
+    """
+    scores = [score_file(prefix)] if score_file(prefix).is_file() else []
+    return _combine(*(_hash_file(path, progress) for path in (*token_files(prefix), *scores)))
 
 
-def _hash_file(path: Path) -> str:
+def _combine(*digests: str) -> str:
+    return sha256(" ".join(digests).encode()).hexdigest()
+
+
+def _hash_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
     digest = sha256()
     for chunk in _chunks(path):
         digest.update(chunk)
+        if progress is not None:
+            progress(len(chunk))
     return digest.hexdigest()
 
 

@@ -39,10 +39,11 @@ class Job:
         field: str,
         holdout: float,
         shard_bytes: int,
+        score: str | None = None,
     ) -> Job:
         """Find the input and cut it; raise DataError for input that is missing, empty or given twice."""
         found = find_files(inputs)
-        recipe = Recipe(tokenizer.spec, tokenizer.fingerprint, field, holdout)
+        recipe = Recipe(tokenizer.spec, tokenizer.fingerprint, field, holdout, score)
         shards = cut([piece for pieces in found for piece in pieces], shard_bytes)
         return cls(out.absolute(), recipe, tokenizer, describe(inputs, found), shards)
 
@@ -118,7 +119,7 @@ def _changes(before: dict[str, Any], now: dict[str, Any], with_sources: bool) ->
             f"the tokenizer was {before['tokenizer']} ({before['tokenizer_fingerprint'][:12]}) and is now "
             f"{now['tokenizer']} ({now['tokenizer_fingerprint'][:12]})"
         )
-    for key in ("field", "holdout"):
+    for key in ("field", "holdout", "score"):
         if before.get(key) != now[key]:
             changes.append(f"{key} was {before.get(key)!r} and is now {now[key]!r}")
     return changes + (_source_changes(before["sources"], now["sources"]) if with_sources else [])

@@ -7,13 +7,14 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 
 from megacpt.data.files import sync, write_json
-from megacpt.data.indexed import IndexedTokens, IndexedWriter, token_files
+from megacpt.data.indexed import IndexedTokens, IndexedWriter, score_file, token_files
 from megacpt.data.inputs import Shard, shard_name
 from megacpt.data.readers import read_documents
 from megacpt.data.tokenizer import Tokenizer, token_dtype
@@ -25,12 +26,13 @@ _REPORT_EVERY = 1 << 19
 
 @dataclass(frozen=True)
 class Recipe:
-    """What, besides the text, decides the tokens: the tokenizer, the text field, and the share held out."""
+    """What, besides the text, decides the stream: the tokenizer, text field, share held out, score field."""
 
     tokenizer: str
     tokenizer_fingerprint: str
     field: str
     holdout: float
+    score: str | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -65,9 +67,10 @@ def make_part(shard: Shard, folder: Path, recipe: Recipe, tokenizer: Tokenizer, 
     empty = unreported = 0
     with ExitStack() as stack:
         dtype = token_dtype(tokenizer.vocab_size)
-        writers = {split: stack.enter_context(IndexedWriter(path, dtype)) for split, path in temporary.items()}
+        writer = partial(IndexedWriter, dtype=dtype, scored=recipe.score is not None)
+        writers = {split: stack.enter_context(writer(path)) for split, path in temporary.items()}
         for piece in shard:
-            for document in read_documents(piece, recipe.field):
+            for document in read_documents(piece, recipe.field, recipe.score):
                 unreported += document.consumed
                 if unreported >= _REPORT_EVERY:
                     report(unreported)
@@ -77,15 +80,18 @@ def make_part(shard: Shard, folder: Path, recipe: Recipe, tokenizer: Tokenizer, 
                     continue
                 split = VALID if _held_out(document.text, recipe.holdout) else TRAIN
                 ids = tokenizer.encode(document.text)
-                writers[split].add(np.append(ids, np.int32(tokenizer.eod)))
+                writers[split].add(np.append(ids, np.int32(tokenizer.eod)), document.score)
                 sizes[split] += document.size
         splits = {
             split: SplitCount(writer.documents, writer.tokens, sizes[split], writer.finish())
             for split, writer in writers.items()
         }
     for split, path in temporary.items():
-        for written, final in zip(token_files(path), token_files(part_prefix(folder, name, split)), strict=True):
-            written.replace(final)
+        final = part_prefix(folder, name, split)
+        if recipe.score is not None:
+            score_file(path).replace(score_file(final))
+        for written, target in zip(token_files(path), token_files(final), strict=True):
+            written.replace(target)
     sync(folder)
     part = Part(name, splits, empty)
     write_json(_manifest(folder, name), asdict(part))

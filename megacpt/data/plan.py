@@ -145,7 +145,7 @@ def _source(content: Mapping[str, Any]) -> Source:
 
 
 def _segment(content: Mapping[str, Any]) -> Segment:
-    parts = {"subset": Subset, "curriculum": Curriculum}
+    parts: dict[str, type[Subset] | type[Curriculum]] = {"subset": Subset, "curriculum": Curriculum}
     made = {key: _make(kind, content[key]) for key, kind in parts.items() if content.get(key) is not None}
     return _make(Segment, {**content, **made})
 

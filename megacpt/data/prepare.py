@@ -45,6 +45,7 @@ def prepare(
     holdout: float = 0.0,
     progress: bool = True,
     shard_bytes: int = SHARD_BYTES,
+    score: str | None = None,
 ) -> StreamMeta:
     """Tokenise `inputs` into the stream folder `out` and return its description.
 
@@ -52,7 +53,8 @@ def prepare(
     text in JSON lines and Parquet. Each document ends with the tokenizer's end-of-document id; texts of no
     character are left out and counted. With a `holdout` share above 0, that share of the documents (chosen by
     a hash of their text) goes to a second stream ``OUT-valid``. `workers` defaults to the number of cores;
-    `shard_bytes` is the input of one part.
+    `shard_bytes` is the input of one part. `score` names a field that holds a number for each document; the stream
+    keeps them, so that a stage can choose and order its samples by them.
 
     Called again with the same arguments it goes on where it was stopped, or returns at once when it was done.
     In a script of your own, call it under ``if __name__ == "__main__":``, because workers start by importing
@@ -65,7 +67,7 @@ def prepare(
         raise DataError(f"holdout must be a share from 0 to below 1, not {holdout}")
     if workers is not None and workers < 1:
         raise DataError(f"workers must be at least 1, not {workers}")
-    job = Job.plan(inputs, load_tokenizer(tokenizer), Path(out), field, holdout, shard_bytes)
+    job = Job.plan(inputs, load_tokenizer(tokenizer), Path(out), field, holdout, shard_bytes, score)
     with _storage_errors_explained(job):
         meta = job.done()
         if meta is not None and not job.partial.exists():
@@ -106,7 +108,7 @@ def _merge(job: Job, split: str, bar: Progress) -> None:
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     task = bar.add_task(f"merging {target.name}", total=sum(count.tokens for count in counts) * dtype.itemsize)
-    with IndexedWriter(staging / target.name, dtype) as writer:
+    with IndexedWriter(staging / target.name, dtype, job.recipe.score is not None) as writer:
         for part, count in zip(parts, counts, strict=True):
             assert part is not None
             writer.extend(IndexedTokens(part_prefix(job.parts_folder, part.name, split)), count.content_hash)
@@ -151,6 +153,7 @@ def _describe(job: Job, split: str, parts: Sequence[Part], content_hash: str) ->
             "holdout": job.recipe.holdout,
             "split": split,
             "empty_documents": sum(part.empty for part in parts),
+            **({} if job.recipe.score is None else {"score": job.recipe.score}),
         },
     )
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import zlib
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -15,27 +17,50 @@ from megacpt.errors import DataError, SetupError, nearest
 
 
 class Document(NamedTuple):
-    """The text of one document, its length in UTF-8 bytes, and about how many bytes of the input it took."""
+    """The text of one document, its length in UTF-8 bytes, about how many bytes of the input it took, and its score."""
 
     text: str
     size: int
     consumed: int
+    score: float | None = None
 
 
-def read_documents(piece: Piece, field: str) -> Iterator[Document]:
+def read_documents(piece: Piece, field: str, score: str | None = None) -> Iterator[Document]:
     """Yield the documents of `piece` in order; `field` names the text in JSON lines and Parquet.
 
-    Raises DataError, with file and line or row, for what is not valid text; SetupError for a missing package.
+    With `score`, the field of that name holds a number for each document.
+
+    Raises DataError, with file and line or row, for what is not valid text or no number; SetupError for a missing
+    package.
     """
+    fields = _Fields(field, score)
     if piece.kind == "text":
+        if score is not None:
+            raise DataError(f"{piece.path} is plain text, which has no field {score!r} for --score: use JSON lines")
         yield _read_text(piece)
     elif piece.kind == "parquet":
-        yield from _read_parquet(piece, field)
+        yield from _read_parquet(piece, fields)
     elif piece.kind == "jsonl":
-        yield from _read_range(piece, field)
+        yield from _read_range(piece, fields)
     else:
-        yield from _read_compressed(piece, field)
+        yield from _read_compressed(piece, fields)
     piece.check_unchanged()
+
+
+class _Fields(NamedTuple):
+    """The names of the fields that hold the text and, where documents have one, the score."""
+
+    text: str
+    score: str | None
+
+    def missing(self, there: list[str]) -> str | None:
+        """Say which field is not among those that are `there`; None when nothing is missing."""
+        for option, field in (("--field", self.text), ("--score", self.score)):
+            if field is not None and field not in there:
+                shown = ", ".join(there[:20]) + (", ..." if len(there) > 20 else "")
+                meant = nearest(field, there)
+                return f"there is no field {field!r}, only: {shown or 'none at all'}{meant} (choose it with {option})"
+        return None
 
 
 def _read_text(piece: Piece) -> Document:
@@ -47,7 +72,7 @@ def _read_text(piece: Piece) -> Document:
         raise _not_utf8(f"{piece.path}, line {line}", error) from error
 
 
-def _read_range(piece: Piece, field: str) -> Iterator[Document]:
+def _read_range(piece: Piece, fields: _Fields) -> Iterator[Document]:
     with Path(piece.path).open("rb") as file:
         if piece.start:
             # A line belongs to the piece it begins in: skip the rest of one that began before.
@@ -57,12 +82,12 @@ def _read_range(piece: Piece, field: str) -> Iterator[Document]:
         while begin < piece.stop:
             line = file.readline()
             try:
-                parsed = _parse(line, field, first=begin == 0)
+                parsed = _parse(line, fields, first=begin == 0)
             except _LineError as error:
                 raise DataError(f"{piece.path}, line {_line_number(piece.path, begin)}: {error}") from error
             begin += len(line)
             if parsed is not None:
-                yield Document(*parsed, len(line))
+                yield parsed._replace(consumed=len(line))
 
 
 def _line_number(path: str, position: int) -> int:
@@ -75,16 +100,16 @@ def _line_number(path: str, position: int) -> int:
     return lines
 
 
-def _read_compressed(piece: Piece, field: str) -> Iterator[Document]:
+def _read_compressed(piece: Piece, fields: _Fields) -> Iterator[Document]:
     number, found, before = 0, False, 0
     with Path(piece.path).open("rb") as raw:
         lines: Any = gzip.GzipFile(fileobj=raw) if piece.kind == "jsonl.gz" else _open_zstd(piece.path, raw)
         try:
             for number, line in enumerate(lines, start=1):
-                parsed = _parse(line, field, first=number == 1)
+                parsed = _parse(line, fields, first=number == 1)
                 if parsed is not None:
                     after = raw.tell()
-                    yield Document(*parsed, after - before)
+                    yield parsed._replace(consumed=after - before)
                     found, before = True, after
         except _LineError as error:
             raise DataError(f"{piece.path}, line {number}: {error}") from error
@@ -153,8 +178,8 @@ class _LineError(Exception):
     """What is wrong with a line; the caller knows which."""
 
 
-def _parse(line: bytes, field: str, first: bool) -> tuple[str, int] | None:
-    """Return the text of one JSON line and its UTF-8 length, or None for a blank line."""
+def _parse(line: bytes, fields: _Fields, first: bool) -> Document | None:
+    """Return the document of one JSON line, or None for a blank line; how much was consumed the caller knows."""
     try:
         decoded = line.decode("utf-8-sig" if first else "utf-8")
     except UnicodeDecodeError as error:
@@ -168,17 +193,23 @@ def _parse(line: bytes, field: str, first: bool) -> tuple[str, int] | None:
     except RecursionError as error:
         raise _LineError("this JSON is nested too deeply") from error
     if not isinstance(record, dict):
-        raise _LineError(f"an object with the field {field!r} is expected, not a {type(record).__name__}")
-    if field not in record:
-        raise _LineError(_no_field(field, list(record)))
-    return _checked(record[field], field)
+        raise _LineError(f"an object with the field {fields.text!r} is expected, not a {type(record).__name__}")
+    if missing := fields.missing(list(record)):
+        raise _LineError(missing)
+    return _checked(record[fields.text], None if fields.score is None else record[fields.score], fields)
 
 
-def _checked(text: object, field: str) -> tuple[str, int]:
+def _checked(text: object, score: object, fields: _Fields) -> Document:
+    field = fields.text
     if not isinstance(text, str):
         raise _LineError(f"the field {field!r} should be text, not {type(text).__name__}")
+    number = None
+    if fields.score is not None:
+        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            raise _LineError(f"the field {fields.score!r} should be a finite number, the score, not {score!r:.50}")
+        number = float(score)
     try:
-        return text, len(text.encode())
+        return Document(text, len(text.encode()), 0, number)
     except UnicodeEncodeError as error:
         raise _LineError(
             f"the field {field!r} holds half a surrogate pair ({text[error.start]!a}) at character "
@@ -186,28 +217,24 @@ def _checked(text: object, field: str) -> tuple[str, int]:
         ) from error
 
 
-def _no_field(field: str, there: list[str]) -> str:
-    shown = ", ".join(there[:20]) + (", ..." if len(there) > 20 else "")
-    meant = nearest(field, there)
-    return f"there is no field {field!r}, only: {shown or 'none at all'}{meant} (choose it with --field)"
-
-
-def _read_parquet(piece: Piece, field: str) -> Iterator[Document]:
+def _read_parquet(piece: Piece, fields: _Fields) -> Iterator[Document]:
     from pyarrow import ArrowInvalid
 
     file = open_parquet(piece.path)
-    if field not in file.schema_arrow.names:
-        raise DataError(f"{piece.path}: {_no_field(field, file.schema_arrow.names)}")
+    if missing := fields.missing(file.schema_arrow.names):
+        raise DataError(f"{piece.path}: {missing}")
     groups = list(range(piece.start, piece.stop))
     row = sum(file.metadata.row_group(group).num_rows for group in range(piece.start))
     rows = sum(file.metadata.row_group(group).num_rows for group in groups)
     consumed = piece.weight / max(rows, 1)
     try:
-        for batch in file.iter_batches(batch_size=256, row_groups=groups, columns=[field]):
-            for value in batch.column(0):
+        columns = [name for name in fields if name is not None]
+        for batch in file.iter_batches(batch_size=256, row_groups=groups, columns=columns):
+            scores = iter(()) if fields.score is None else iter(batch.column(fields.score))
+            for value, score in zip_longest(batch.column(fields.text), scores):
                 row += 1
-                text, size = _checked(value.as_py(), field)
-                yield Document(text, size, round(row * consumed) - round((row - 1) * consumed))
+                found = _checked(value.as_py(), None if score is None else score.as_py(), fields)
+                yield found._replace(consumed=round(row * consumed) - round((row - 1) * consumed))
     except UnicodeDecodeError as error:
         raise _not_utf8(f"{piece.path}, row {row}", error) from error
     except _LineError as error:

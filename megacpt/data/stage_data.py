@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
-from itertools import accumulate
-from typing import Protocol
 
 import numpy as np
 
-from megacpt.data.mixture import MixturePattern
-from megacpt.data.order import WindowOrder, derive_key
-from megacpt.data.plan import Segment, Source, StagePlan
+from megacpt.data.course import Course
+from megacpt.data.draws import Draw, draw
+from megacpt.data.plan import Phase, Source, StagePlan
 from megacpt.data.stream import TokenStream, Verify
 from megacpt.data.tokenizer import Tokenizer
 from megacpt.errors import DataError
@@ -30,33 +27,71 @@ class StageData:
     """The endless sequence of samples that a plan describes; opening reads no token.
 
     Raises DataError when a stream is missing or damaged, is another one than planned, was made with another
-    tokenizer than `tokenizer` (when given), or is too short for one sample.
+    tokenizer than `tokenizer` (when given), is too short for one sample or for its subset, or lacks the scores that
+    its subset or curriculum goes by.
     """
 
     def __init__(self, plan: StagePlan, verify: Verify = "size", tokenizer: Tokenizer | None = None) -> None:
         self.plan = plan
-        self._mixture = MixturePattern([source.weight for source in plan.sources])
+        self._course = _course(plan)
         self.streams: list[TokenStream] = []
-        self._draws: list[_Draw] = []
+        self._draws: list[Draw] = []
         for source in plan.sources:
             stream = TokenStream.open(source.path, verify, tokenizer)
             _require_content(source, stream)
             self.streams.append(stream)
-            self._draws.append(_draw(plan, source, stream.tokens))
+            self._draws.append(draw(plan, source, stream))
+
+    def with_phases(self, phases: tuple[Phase, ...]) -> StageData:
+        """Return the data of the same plan with other `phases`, on the streams that are open already.
+
+        A phase that is added behind the others leaves all samples before its start as they are.
+        """
+        changed = object.__new__(StageData)
+        changed.plan = replace(self.plan, phases=phases)
+        changed._course = _course(changed.plan)
+        changed.streams, changed._draws = self.streams, self._draws
+        return changed
 
     def locate(self, g: int) -> Location:
         """Return where sample `g` of the stage (from 0) is."""
-        source, ordinal = self._mixture.locate(g)
-        return Location(source, self._draws[source].offset(ordinal))
+        source, ordinal = self._course.locate(g)
+        return Location(source, int(self._draws[source].offset_many(np.array([ordinal]))[0]))
+
+    def locate_many(self, g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return what `locate` does, for samples `g` int64 [n]: sources [n] and offsets [n], both int64."""
+        sources, ordinals = self._course.locate_many(g)
+        offsets = np.empty(len(g), np.int64)
+        for source in np.unique(sources):
+            here = sources == source
+            offsets[here] = self._draws[source].offset_many(ordinals[here])
+        return sources, offsets
 
     def tokens(self, g: int) -> np.ndarray:
         """Return sample `g`: ids [seq_length + 1] as int64, the inputs and, one further, the targets."""
         location = self.locate(g)
         return self.streams[location.source].read(location.offset, self.plan.seq_length + 1)
 
+    def batch(self, first: int, count: int) -> np.ndarray:
+        """Return samples `first` up to ``first + count``: ids [count, seq_length + 1] as int64."""
+        return self.gather(np.arange(first, first + count))
+
+    def gather(self, g: np.ndarray) -> np.ndarray:
+        """Return samples `g` int64 [n], one below the other: ids [n, seq_length + 1] as int64."""
+        sources, offsets = self.locate_many(g)
+        ids = np.empty((len(g), self.plan.seq_length + 1), np.int64)
+        for source in np.unique(sources):
+            here = np.flatnonzero(sources == source)
+            self.streams[source].indexed.read_into(ids, here, offsets[here])
+        return ids
+
     def counts(self, g: int) -> tuple[int, ...]:
         """Return how many of the first `g` samples come from each source of the plan."""
-        return self._mixture.counts(g)
+        return self._course.counts(g)
+
+    def distinct(self, source: int) -> int:
+        """Return how many different samples source number `source` of the plan has: those of one epoch of it."""
+        return self._draws[source].distinct
 
     def sample_hash(self, g: int) -> str:
         """Return the identity of sample `g`: a SHA-256 over the stream's content hash, offset and length."""
@@ -65,72 +100,8 @@ class StageData:
         return sha256(f"{stream} {location.offset} {self.plan.seq_length}".encode()).hexdigest()
 
 
-class _Draw(Protocol):
-    def offset(self, ordinal: int) -> int:
-        """Return the position in the stream of the first token of the source's sample `ordinal`."""
-        ...
-
-
-class _Stretch:
-    """The samples of one segment, in their order."""
-
-    def __init__(self, segment: Segment, source: Source, tokens: int) -> None:
-        windows = (tokens - 1) // segment.seq_length
-        if windows < 1:
-            raise DataError(
-                f"the stream {source.path} has {tokens:,} tokens, fewer than the {segment.seq_length + 1:,} "
-                f"of one sample (seq_length {segment.seq_length:,} and its last target): use more text or a "
-                "shorter seq_length"
-            )
-        self._segment = segment
-        self._order = WindowOrder(windows, derive_key(segment.key, source.content_hash, segment.seq_length))
-
-    def offset(self, ordinal: int) -> int:
-        return self._order.window(self._segment.start + ordinal) * self._segment.seq_length
-
-
-class _Seen:
-    """Endless draws from consumed samples: each of them once, in a new order, before any a second time.
-
-    What counts is the consumption: a window that the lineage consumed twice is two samples here. Samples that
-    were longer than those of this stage are cut into as many whole ones as fit.
-    """
-
-    def __init__(self, plan: StagePlan, source: Source, tokens: int) -> None:
-        consumed = [segment for segment in source.segments if segment.count]
-        for segment in consumed:
-            if segment.seq_length < plan.seq_length:
-                raise DataError(
-                    f"source {source.name}: its seen samples have seq_length {segment.seq_length:,}, this "
-                    f"stage needs {plan.seq_length:,}: use the policy 'fresh', or a seq_length that is not "
-                    "larger"
-                )
-        if not consumed:
-            raise DataError(f"source {source.name}: seen replay has nothing to draw from, no sample of it was consumed")
-        self._length = plan.seq_length
-        self._stretches = [_Stretch(segment, source, tokens) for segment in consumed]
-        self._cuts = [segment.seq_length // plan.seq_length for segment in consumed]
-        sizes = [(segment.count or 0) * cuts for segment, cuts in zip(consumed, self._cuts, strict=True)]
-        self._ends = list(accumulate(sizes))
-        self._order = WindowOrder(self._ends[-1], derive_key(plan.key, source.content_hash, "seen"))
-
-    def offset(self, ordinal: int) -> int:
-        drawn = self._order.window(ordinal)
-        which = bisect_right(self._ends, drawn)
-        within = drawn - (self._ends[which - 1] if which else 0)
-        sample, cut = divmod(within, self._cuts[which])
-        return self._stretches[which].offset(sample) + cut * self._length
-
-
-def _draw(plan: StagePlan, source: Source, tokens: int) -> _Draw:
-    if source.policy == "seen":
-        return _Seen(plan, source, tokens)
-    segment = source.segments[0]
-    if segment.seq_length != plan.seq_length:
-        raise DataError(
-            f"source {source.name}: its segment has seq_length {segment.seq_length}, the stage {plan.seq_length}"
-        )
-    return _Stretch(segment, source, tokens)
+def _course(plan: StagePlan) -> Course:
+    return Course([source.weight for source in plan.sources], plan.phases)
 
 
 def _require_content(source: Source, stream: TokenStream) -> None:

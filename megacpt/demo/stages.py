@@ -36,6 +36,7 @@ def trunk(folder: Path, streams: Mapping[str, Path], tokens: int, seed: int) -> 
             "checkpoint": {"every": "20%", "keep_last": 1},
             "evaluate": {
                 "every": "20%",
+                "dense": "16 steps",
                 "tokens": max(2_000, min(32_000, tokens // 50)),
                 "streams": {name: str(streams[f"{name}-valid"]) for name in STREAMS},
             },

@@ -22,11 +22,14 @@ from torch import Tensor
 
 from megacpt.engine.optimizer_state import OptimizerState
 from megacpt.engine.plug_in import megatron_optimizer
-from megacpt.engine.protocol import Batch, StepReport
+from megacpt.engine.predictions import predict
+from megacpt.engine.protocol import Batch, Predictions, StepReport
 from megacpt.model.attention import context_slice
 from megacpt.model.builder import build_model, transformer_config
 from megacpt.model.init import initialise
+from megacpt.optim.freeze import Frozen, freeze
 from megacpt.optim.groups import group_overrides
+from megacpt.optim.moments import Carry
 from megacpt.runtime.device import local_device, on_cuda
 from megacpt.runtime.layout import Layout, enter_layout, world_size
 
@@ -48,6 +51,7 @@ class MegatronEngine:
 
     def __init__(self, config: RunConfig, vocab_size: int, train: bool = True) -> None:
         self.config = config
+        self.vocab_size = vocab_size
         self.layout = Layout.of(config.parallel, world_size())
         enter_layout(self.layout, config.seed)
         self.device = local_device()
@@ -59,9 +63,20 @@ class MegatronEngine:
         self.schedule = get_forward_backward_func()
         self.optimizer: Any = None
         self.wrapped: list[Any] = list(self.chunks)
+        self.frozen: Frozen = {}
         if train:
+            self._freeze()
             self._prepare_training()
-        self.optimizer_state = OptimizerState(self.chunks, self.optimizer)
+        self.optimizer_state = OptimizerState(self.chunks, self.optimizer, self.frozen)
+
+    def _freeze(self) -> None:
+        """Take the parts that the stage does not train out of training."""
+        self.frozen = freeze(self.chunks, self.config.optim.freeze, self.config.model.tied_embeddings)
+        if self.frozen and self.config.recompute == "full":
+            # Megatron's recomputed layers have gradients only where their input has one.
+            for chunk in self.chunks:
+                if chunk.pre_process:
+                    chunk.embedding.register_forward_hook(_require_gradient)
 
     def _prepare_training(self) -> None:
         """Wrap the chunks for gradient reduction and build the optimizer."""
@@ -84,7 +99,7 @@ class MegatronEngine:
             self.transformer.grad_sync_func = None if one else start
         optim = self.config.optim
         settings = OptimizerConfig(
-            optimizer="adam",
+            optimizer="adam",  # Megatron's word for whatever `megatron_optimizer` puts there
             lr=0.0,  # rate and decay are set at every step
             weight_decay=1.0,
             adam_beta1=optim.beta1,
@@ -96,7 +111,7 @@ class MegatronEngine:
             use_distributed_optimizer=self.layout.distributed_optimizer,
         )
         groups = group_overrides(self.chunks, optim.multipliers, self.config.model.tied_embeddings)
-        self.optimizer = megatron_optimizer(settings, self.wrapped, groups)
+        self.optimizer = megatron_optimizer(optim.optimizer, settings, self.wrapped, groups)
 
     @property
     def data_rank(self) -> int:
@@ -130,6 +145,10 @@ class MegatronEngine:
         with torch.no_grad():
             return self._run(batches, forward_only=True)
 
+    def predict(self, batches: Sequence[Batch]) -> Predictions:
+        """See `protocol.Engine.predict`; nothing of the training state changes."""
+        return predict(self, batches)
+
     def state(self) -> dict[str, Any]:
         """See `protocol.Engine.state`."""
         return self.optimizer_state.sharded()
@@ -137,6 +156,11 @@ class MegatronEngine:
     def load(self, state: dict[str, Any]) -> None:
         """See `protocol.Engine.load`."""
         self.optimizer_state.take(state)
+
+    def carry(self, carries: dict[str, Carry]) -> None:
+        """See `protocol.Engine.carry`."""
+        for part in self.optimizer_state.parts:
+            part.optimizer.carry(carries)
 
     def _run(self, batches: Sequence[Batch], forward_only: bool) -> tuple[float, int]:
         """Run the pipeline schedule over the microbatches; return the global loss sum and token count."""
@@ -186,6 +210,11 @@ class MegatronEngine:
             group["weight_decay"] = weight_decay * group["wd_mult"]
         optimizer.step_with_ready_grads()
         return grad_norm, False
+
+
+def _require_gradient(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
+    """Let what comes out of a frozen module have a gradient, so that those behind it get theirs."""
+    return output.requires_grad_() if torch.is_grad_enabled() and not output.requires_grad else output
 
 
 def _loss(valid: Tensor, output: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from megacpt.optim.moments import Carry
+
 
 class Batch(NamedTuple):
     """A microbatch of one data-parallel rank.
@@ -20,6 +22,21 @@ class Batch(NamedTuple):
 
     tokens: NDArray[np.int64]
     valid: NDArray[np.bool_] | None = None
+
+
+class Predictions(NamedTuple):
+    """How well each token of some microbatches was predicted.
+
+    The rows are the sequences of all data-parallel ranks: those of the first rank's first microbatch, of the second
+    rank's first microbatch, and so on, then those of the second microbatches.
+
+    Attributes:
+        nats: [n, L] float32, the loss of each prediction.
+        hits: [n, L] bool, whether the target was the likeliest token (of equally likely ones, the lowest id counts).
+    """
+
+    nats: NDArray[np.float32]
+    hits: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -68,8 +85,14 @@ class Engine(Protocol):
     def evaluate(self, batches: Sequence[Batch]) -> tuple[float, int]:
         """Return the summed loss in nats and the number of valid tokens over all ranks."""
 
+    def predict(self, batches: Sequence[Batch]) -> Predictions:
+        """Return how well each token is predicted, over all ranks and on every rank; `Batch.valid` is not looked at."""
+
     def state(self) -> dict[str, Any]:
         """Describe the weights and the optimizer's state as parts of global tensors, for saving or loading into."""
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over what was loaded into the tensors of `state`."""
+        """Take over what was loaded into the tensors of `state`; means of the optimizer that lack in it begin anew."""
+
+    def carry(self, carries: dict[str, Carry]) -> None:
+        """Do to the optimizer's running means, by name, what a boundary asks for."""

@@ -26,7 +26,7 @@ def generate(
     eod: int | None = None,
     *,
     vocab_size: int,
-    on_token: Callable[[int], None] | None = None,
+    on_token: Callable[[int], bool | None] | None = None,
 ) -> list[int]:
     """Continue `tokens` until the end of a document, `max_tokens`, or the model's longest sequence.
 
@@ -43,7 +43,7 @@ def generate(
         seed: of the draws.
         eod: the token that ends a document; None goes on past it.
         vocab_size: ids of the tokenizer; those that only pad the embedding are never chosen.
-        on_token: is called with each new token as it comes.
+        on_token: is called with each new token as it comes; the text ends behind a token for which it returns True.
 
     Returns:
         The new tokens, without the prompt and without the `eod` that ended them.
@@ -64,8 +64,8 @@ def generate(
             if token == eod:
                 break
             found.append(token)
-            if on_token is not None:
-                on_token(token)
+            if on_token is not None and on_token(token):
+                break
             pending = [token]
     return found
 

@@ -1,52 +1,42 @@
-"""AdamW as Megatron Core expects it from its accelerators: the step is counted once a group, the kernel is fused."""
+"""AdamW as Megatron Core expects it from its accelerators, on PyTorch's fused kernel."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from megacpt.optim.moments import Carry, MomentOptimizer
 
 
-class FusedAdamW(torch.optim.AdamW):
+class FusedAdamW(MomentOptimizer):
     """Decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2) on PyTorch's fused CPU and CUDA kernel.
 
     torch's own AdamW keeps a step tensor for each parameter, on which Megatron's distributed optimizer trips
-    (asserts before the first step; after a load all parameters share one tensor). Here the step is an integer of the
-    group, as in Apex and Transformer Engine, and the moments exist from the start.
-
-    Args:
-        params: parameters or groups of them.
-        lr: learning rate.
-        betas: decay rates of the first and second moment.
-        eps: added to the root of the second moment.
-        weight_decay: decay rate, multiplied by the learning rate.
-        adam_w_mode: must be true; part of the signature that Megatron calls.
+    (asserts before the first step; after a load all parameters share one tensor). Here ages are numbers beside the
+    state, and the moments exist from the start.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.95),
-        eps: float = 1e-8,
-        weight_decay: float = 0.1,
-        adam_w_mode: bool = True,
-    ) -> None:
-        if not adam_w_mode:
-            raise ValueError("FusedAdamW decouples the weight decay; adam_w_mode=False is another optimizer")
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-        for group in self.param_groups:
-            group["step"] = 0
+    MOMENTS = ("exp_avg", "exp_avg_sq")
 
-    def create_state(self) -> None:
-        """Create zero moments for every parameter that has none."""
+    @torch.no_grad()
+    def carry(self, carries: dict[str, Carry]) -> None:
+        """See `MomentOptimizer.carry`.
+
+        A second moment that begins anew beside a first one that goes on takes the square of that one for its first
+        observation: all that is known of the gradient's size. Begun from nothing, it would divide what was gathered of
+        the gradient by nothing wherever the next gradient is 0, as for the tokens that the next batch lacks.
+        """
+        super().carry(carries)
         for group in self.param_groups:
+            beta1, beta2 = group["betas"]
             for parameter in group["params"]:
-                if not self.state[parameter]:
-                    self.state[parameter]["exp_avg"] = torch.zeros_like(parameter, dtype=torch.float32)
-                    self.state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter, dtype=torch.float32)
+                counts, state = self.counts[parameter], self.state[parameter]
+                if counts["exp_avg"] and not counts["exp_avg_sq"]:
+                    mean = state["exp_avg"] / (1 - beta1 ** counts["exp_avg"])
+                    state["exp_avg_sq"].copy_(mean.square_().mul_(1 - beta2))
+                    counts["exp_avg_sq"] = 1.0
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -54,23 +44,25 @@ class FusedAdamW(torch.optim.AdamW):
         if closure is not None:
             raise ValueError("FusedAdamW takes no closure")
         for group in self.param_groups:
-            group["step"] += 1
-            parameters = [p for p in group["params"] if p.grad is not None and p.numel()]
-            if not parameters:
-                continue
-            count = torch.tensor(float(group["step"]), dtype=torch.float32, device=parameters[0].device)
-            torch._fused_adamw_(
-                parameters,
-                [p.grad for p in parameters],
-                [self.state[p]["exp_avg"] for p in parameters],
-                [self.state[p]["exp_avg_sq"] for p in parameters],
-                [],
-                [count] * len(parameters),
-                lr=float(group["lr"]),
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                weight_decay=float(group["weight_decay"]),
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
-            )
+            beta1, beta2 = group["betas"]
+            for counts, parameters, gradients in self._due(group):
+                first, second = counts["exp_avg"], counts["exp_avg_sq"]
+                # The kernel corrects both moments for one age. Where the first has another, the rate makes up for it,
+                # and the decay for the rate.
+                ratio = 1.0 if first == second else (1 - beta1**second) / (1 - beta1**first)
+                count = torch.tensor(second, dtype=torch.float32, device=parameters[0].device)
+                torch._fused_adamw_(
+                    parameters,
+                    gradients,
+                    self._states(parameters, "exp_avg"),
+                    self._states(parameters, "exp_avg_sq"),
+                    [],
+                    [count] * len(parameters),
+                    lr=float(group["lr"]) * ratio,
+                    beta1=beta1,
+                    beta2=beta2,
+                    weight_decay=float(group["weight_decay"]) / ratio,
+                    eps=group["eps"],
+                    amsgrad=False,
+                    maximize=False,
+                )

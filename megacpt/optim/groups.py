@@ -13,6 +13,24 @@ from torch import nn
 from megacpt.config.multipliers import Multiplier, Multipliers, NormMultiplier
 
 
+def part_of(name: str, tied: bool) -> str | None:
+    """The part of the model that a parameter belongs to, or None.
+
+    Args:
+        name: Megatron's name for it.
+        tied: whether the output matrix is the embedding.
+    """
+    if "norm" in name:
+        return "norms"
+    if name.startswith("embedding."):
+        return "embeddings"
+    if name.startswith("output_layer."):
+        return "embeddings" if tied else "output"
+    if ".self_attention." in name:
+        return "attention"
+    return "mlp" if ".mlp." in name else None
+
+
 def multipliers_of(
     name: str, layer: int | None, dims: int, multipliers: Multipliers, tied: bool
 ) -> tuple[float, float]:
@@ -25,25 +43,16 @@ def multipliers_of(
         multipliers: the factors by part.
         tied: whether the output matrix is the embedding.
     """
-    parts: list[NormMultiplier] = []
-    if "norm" in name:
-        parts.append(multipliers.norms)
-    elif name.startswith("embedding."):
-        parts.append(multipliers.embeddings)
-    elif name.startswith("output_layer."):
-        parts.append(multipliers.embeddings if tied else multipliers.output)
-    elif ".self_attention." in name:
-        parts.append(multipliers.attention)
-    elif ".mlp." in name:
-        parts.append(multipliers.mlp)
+    part = part_of(name, tied)
+    parts: list[NormMultiplier] = [] if part is None else [getattr(multipliers, part)]
     lower = multipliers.lower_layers
     if layer is not None and layer <= lower.layers:
         parts.append(lower)
     rate, decay = 1.0, 0.0 if dims == 1 or name.endswith(".bias") else 1.0
-    for part in parts:
-        rate *= part.lr
-        if isinstance(part, Multiplier):
-            decay *= part.weight_decay
+    for factors in parts:
+        rate *= factors.lr
+        if isinstance(factors, Multiplier):
+            decay *= factors.weight_decay
     return rate, decay
 
 
@@ -60,7 +69,7 @@ def group_overrides(
         tied: whether the output matrix is the embedding.
     """
     members: dict[tuple[float, float], set[int]] = {}
-    for name, layer, parameter in _placed(chunks):
+    for name, layer, parameter in placed(chunks):
         factors = multipliers_of(name, layer, parameter.dim(), multipliers, tied)
         members.setdefault(factors, set()).add(id(parameter))
     found: dict[ParamKey, ParamGroupOverride] = {}
@@ -83,7 +92,7 @@ def _key(name: str, members: set[int]) -> ParamKey:
     return ParamKey(with_name_predicate=ParamWithNamePredicate(name=name, fn=inside))
 
 
-def _placed(chunks: Sequence[nn.Module]) -> Iterator[tuple[str, int | None, nn.Parameter]]:
+def placed(chunks: Sequence[nn.Module]) -> Iterator[tuple[str, int | None, nn.Parameter]]:
     """Every parameter with its name and its layer in the whole model (names count the layers of the chunk)."""
     for chunk in chunks:
         for name, parameter in chunk.named_parameters():

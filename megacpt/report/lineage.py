@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from megacpt.continuation.boundary import started
-from megacpt.continuation.ledger import VOLATILE, Ledger, StageRecord
+from megacpt.continuation.boundary import START, started
+from megacpt.continuation.ledger import Ledger, StageRecord
 from megacpt.errors import CheckpointError
 from megacpt.report.record import RunRecord, load_run
-
-# What changes in the ledger while a stage goes on; the rest says which stage it is.
-_PROGRESS = ("tokens", "steps", "consumed", "repeats", "rate", "phase")
 
 
 def chain(folders: Sequence[Path]) -> list[RunRecord]:
@@ -22,7 +18,12 @@ def chain(folders: Sequence[Path]) -> list[RunRecord]:
     Raises:
         CheckpointError: a folder holds no run, or the runs are not one line of descent.
     """
-    found = lines([load_run(folder) for folder in _distinct(folders)])
+    return only([load_run(folder) for folder in _distinct(folders)])
+
+
+def only(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """Return the one line of descent that the runs are; CheckpointError if they are several."""
+    found = lines(records)
     if len(found) != 1:
         ends = ", ".join(str(line[-1].folder) for line in found)
         raise CheckpointError(f"these runs are not one line of descent: there are {len(found)} ends, {ends}")
@@ -31,16 +32,31 @@ def chain(folders: Sequence[Path]) -> list[RunRecord]:
 
 def lines(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
     """Return a line of descent for each run that no other one continues, in the order in which those were given."""
-    parents = {record.folder: _parent(record, records) for record in records}
-    continued = {parent.folder for parent in parents.values() if parent is not None}
+    origin = {record.folder: _parent(record, records) for record in records}
+    continued = {parent.folder for parent in origin.values() if parent is not None}
     found = []
     for record in records:
         if record.folder in continued:
             continue
         line = [record]
-        while (parent := parents[line[0].folder]) is not None:
+        while (parent := origin[line[0].folder]) is not None:
             line.insert(0, cut(parent, line[0].ledger.stages[len(parent.ledger.stages) - 1]))
         found.append(line)
+    return found
+
+
+def parents(records: Sequence[RunRecord]) -> dict[Path, Path | None]:
+    """Return for the folder of each run that of the nearest other one that it descends from."""
+    found = ((record.folder, _parent(record, records)) for record in records)
+    return {folder: None if parent is None else parent.folder for folder, parent in found}
+
+
+def run_folders(paths: Iterable[Path]) -> list[Path]:
+    """Return `paths`, those that hold run folders but are none replaced by what they hold, in the order of names."""
+    found: list[Path] = []
+    for path in paths:
+        inside = [] if (path / START).is_file() else sorted(start.parent for start in path.glob(f"**/{START}"))
+        found += inside or [path]
     return found
 
 
@@ -95,13 +111,4 @@ def _descends(ledger: Ledger, other: Ledger) -> bool:
     known = len(other.stages)
     if known >= len(ledger.stages):
         return False
-    return all(_identity(a) == _identity(b) for a, b in zip(ledger.stages[:known], other.stages, strict=True))
-
-
-def _identity(stage: StageRecord) -> dict[str, Any]:
-    content = asdict(stage)
-    for key in (*_PROGRESS, *VOLATILE):
-        del content[key]
-    for source in content["plan"]["sources"]:
-        del source["path"]
-    return content
+    return all(a.is_same(b) for a, b in zip(ledger.stages[:known], other.stages, strict=True))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megacpt.evaluate.forgetting import change, forgetting
+from megacpt.continuation.ledger import StageRecord
+from megacpt.evaluate.forgetting import average_loss, change, forgetting, forward_transfer, learned
 from megacpt.report.record import EvalPoint, RunRecord
 
 
@@ -16,7 +17,8 @@ class Outcome:
     Attributes:
         stages: names of the stages, oldest first.
         streams: names of the held-out streams, in the order in which they were trained on.
-        homes: stage in which each stream was first trained on; streams that never were are missing.
+        homes: stage in which each stream was first trained on, -1 for before the line; streams that never were are
+            missing.
         start: losses before the first step of the line.
         losses: losses after each stage.
         forgotten: forgetting after each stage.
@@ -34,11 +36,35 @@ class Outcome:
     def before(self, stream: str) -> float | None:
         """The loss of a stream before its own stage."""
         home = self.homes.get(stream, 0)
-        return (self.losses[home - 1] if home else self.start).get(stream)
+        return None if home < 0 else self.after(home - 1).get(stream)
 
     def own(self, stream: str) -> float | None:
         """The loss of a stream at the end of its own stage."""
-        return None if stream not in self.homes else self.losses[self.homes[stream]].get(stream)
+        return None if stream not in self.homes else self.after(self.homes[stream]).get(stream)
+
+    def after(self, stage: int) -> dict[str, float]:
+        """The losses after a stage; -1 for the start."""
+        return self.losses[stage] if stage >= 0 else self.start
+
+    @property
+    def brought(self) -> dict[str, int]:
+        """The homes of the streams that stages of the line brought in."""
+        return {stream: home for stream, home in self.homes.items() if home >= 0}
+
+    @property
+    def learned(self) -> dict[str, float]:
+        """What each stream gained in its own stage."""
+        return learned(self.losses, self.brought, self.start)
+
+    @property
+    def forward(self) -> dict[str, float]:
+        """What earlier stages gained on each stream before its own."""
+        return forward_transfer(self.losses, self.brought, self.start)
+
+    @property
+    def averages(self) -> list[float | None]:
+        """Mean loss of the streams trained on so far, after each stage."""
+        return average_loss(self.losses, self.homes)
 
 
 @dataclass(frozen=True)
@@ -75,14 +101,15 @@ def outcome(line: Sequence[RunRecord]) -> Outcome:
         for name, points in first.evaluations.items()
         if points and points[0].tokens == first.start
     }
+    rows, row_homes = [start, *losses], {name: home + 1 for name, home in homes.items()}
     return Outcome(
         tuple(record.name for record in line),
         streams,
         {name: home for name, home in homes.items() if name in streams},
         start,
         losses,
-        forgetting(losses, homes),
-        change(losses, homes),
+        forgetting(rows, row_homes)[1:],
+        change(rows, row_homes)[1:],
     )
 
 
@@ -91,9 +118,14 @@ def curve(line: Sequence[RunRecord], stream: str) -> list[EvalPoint]:
     return [point for record in line for point in record.evaluations.get(stream, ())]
 
 
+def read_stages(line: Sequence[RunRecord]) -> list[StageRecord]:
+    """The stages of a line that read something, also those whose runs are not at hand; no converted model did."""
+    return [stage for stage in line[-1].ledger.stages if stage.kind != "converted"]
+
+
 def readings(line: Sequence[RunRecord]) -> list[Reading]:
     """What a line of runs has read of each stream, in the order in which they came in."""
-    stages = line[-1].ledger.stages
+    stages = read_stages(line)
     names: dict[str, str] = {}  # a stream is known by its content, whatever it is called as replay
     for stage in stages:
         for source in stage.plan.sources:
@@ -112,12 +144,19 @@ def readings(line: Sequence[RunRecord]) -> list[Reading]:
 
 
 def _homes(line: Sequence[RunRecord]) -> dict[str, int]:
-    """The first run of the line that trains on each stream, by the name of the stream."""
-    homes: dict[str, int] = {}
+    """The first run of the line that trains on each stream, by the name of the stream.
+
+    It is -1 for streams of earlier stages, whose runs are not in the line, and for those that stand in for what the
+    model was trained on before it came here: replay from outside.
+    """
+    before = line[0].ledger.stages[:-1]
+    homes = {source.name: -1 for stage in before for source in stage.plan.sources if source.role == "new"}
     for number, record in enumerate(line):
         for source in record.ledger.stage.plan.sources:
             if source.role == "new":
                 homes.setdefault(source.name, number)
+            elif source.policy == "external":
+                homes[source.name.removeprefix("replay-")] = -1
     return homes
 
 

@@ -8,19 +8,20 @@ from html import escape
 from pathlib import Path
 
 from megacpt import __version__
+from megacpt.continuation.lineage.words import counted
 from megacpt.data.files import write_bytes
-from megacpt.errors import CheckpointError, ConfigError
-from megacpt.report.figures import held_out_figure, training_figure
-from megacpt.report.lineage import chain, lines, with_ancestors
-from megacpt.report.outcome import Outcome, outcome, readings
-from megacpt.report.record import RunRecord, load_run
+from megacpt.errors import ConfigError
+from megacpt.report.content import Content, Line, gather
+from megacpt.report.document import to_json
+from megacpt.report.figures import gap_figure, held_out_figure, mixture_figure, training_figure
+from megacpt.report.numbers import gap_table, stream_table, summary_table
+from megacpt.report.outcome import read_stages
 from megacpt.report.style import CSS
 from megacpt.report.svg import inline
-from megacpt.report.tables import cards, data_table, loss_table, stage_table
+from megacpt.report.tables import cards, data_table, key, line_key, loss_table, phase_table, stage_table
+from megacpt.report.tree import tree_list
 from megacpt.report.verdict import verdict
-from megacpt.report.words import counted, percent, short_tokens
-
-Line = list[RunRecord]
+from megacpt.report.words import percent, short_tokens
 
 
 def write_report(
@@ -29,6 +30,7 @@ def write_report(
     title: str | None = None,
     compare: Mapping[str, Sequence[Path]] | None = None,
     label: str | None = None,
+    json_out: Path | None = None,
 ) -> Path:
     """Write the report of a lineage.
 
@@ -36,11 +38,12 @@ def write_report(
     is the subject of the page, and the other branches are drawn beside it.
 
     Args:
-        runs: run folders, in any order.
+        runs: run folders, or folders that hold them, in any order.
         out: the HTML file; it is replaced at once or not at all.
         title: heading of the page; the names of the stages if left out.
         compare: other lines of descent by name, to be drawn beside, each with its run folders.
         label: what the subject is called beside others.
+        json_out: a file for the same as JSON.
 
     Returns:
         `out`.
@@ -49,87 +52,128 @@ def write_report(
         CheckpointError: a folder holds no run, a ledger is damaged, or nothing has been measured yet.
         ConfigError: a run.yaml is damaged, or `out` is a folder.
     """
-    if out.is_dir():
-        raise ConfigError(f"{out} is a folder: give the name of a file, such as {out / 'report.html'}")
-    line, branches = _subject([load_run(folder) for folder in with_ancestors(runs)])
-    if not any(record.train or record.evaluations for record in line):
-        raise CheckpointError(f"{line[-1].folder} has no metrics yet: they are written while it is trained")
-    beside = dict(branches)
-    for name, folders in (compare or {}).items():
-        beside[name] = chain(with_ancestors(folders))
-    name = label or (line[-1].folder.name if branches else "this lineage")
-    page = _page(title or " → ".join(record.name for record in line), line, name, beside)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(out, page.encode())
+    for path, example in ((out, "report.html"), (json_out, "report.json")):
+        if path is not None and path.is_dir():
+            raise ConfigError(f"{path} is a folder: give the name of a file, such as {path / example}")
+    content = gather(runs, title, compare, label)
+    page, data = _page(content), to_json(content)
+    for place, text in ((out, page), (json_out, data)):
+        if place is not None:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(place, text.encode())
     return out
 
 
-def _subject(records: Sequence[RunRecord]) -> tuple[Line, dict[str, Line]]:
-    """The longest line of descent, and the others by the name of their last folder."""
-    found = lines(records)
-    longest = max(found, key=lambda line: (len(line), line[-1].end))
-    found.remove(longest)
-    names = [line[-1].folder.name for line in found]
-    unique = len(set(names)) == len(names)
-    return longest, {name if unique else str(line[-1].folder): line for name, line in zip(names, found, strict=True)}
-
-
-def _page(title: str, line: Line, label: str, beside: Mapping[str, Line]) -> str:
-    found = outcome(line)
-    others = {name: outcome(other) for name, other in beside.items()}
-    body = "\n".join(_sections(line, found, label, beside, others))
+def _page(content: Content) -> str:
+    line = content.subject.line
+    body = "\n".join((*_introduction(content), *_held_out(content), *_boundaries(content), *_training(content)))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
-        f"<h1>{escape(title)}</h1>\n{_facts(line)}\n{body}\n{_footer(line, beside)}\n</main>\n</body>\n</html>\n"
+        f"<title>{escape(content.title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
+        f"<h1>{escape(content.title)}</h1>\n{_facts(line)}\n{body}\n{_footer(content)}\n</main>\n</body>\n</html>\n"
     )
 
 
-def _sections(
-    line: Line, found: Outcome, label: str, beside: Mapping[str, Line], others: Mapping[str, Outcome]
-) -> Iterator[str]:
+def _introduction(content: Content) -> Iterator[str]:
+    found, others = content.subject.found, {name: other.found for name, other in content.others.items()}
     if found.streams:
         yield f'<p class="verdict">{verdict(found, others)}</p>'
-    yield from (f'<p class="warning">{text}</p>' for text in _warnings(line))
+    yield from (f'<p class="warning">{text}</p>' for text in _warnings(content.subject.line))
     if found.streams:
         yield cards(found, others)
-        yield "<h2>Held-out loss, bits a byte</h2>"
-        drawn = inline(
-            "held-out",
-            f"Held-out bits a byte of {', '.join(found.streams)} by tokens",
-            lambda: held_out_figure(line, found.streams, label, beside),
-        )
-        above = "" if line[0].ledger.parent else " The first steps of a new model lie above the plot."
-        yield _figure(drawn, f"On text that the model is never trained on; lower is better.{above}")
-        yield "<h2>Learned and forgotten</h2>"
-        yield (
-            '<p class="note">Held-out bits a byte after each stage. The shaded number ends the own stage of a stream; '
-            "small numbers are the change since then. Forgotten: how much worse it is now than after the best stage "
-            "before.</p>"
-        )
-        tables = [loss_table(found, label if others else "")]
-        tables += [loss_table(other, name) for name, other in others.items()]
-        yield f'<div class="tables">{"".join(tables)}</div>'
+    yield "<h2>Lineage</h2>"
+    yield tree_list(content.roots)
+
+
+def _held_out(content: Content) -> Iterator[str]:
+    subject, streams = content.subject, content.subject.found.streams
+    if not streams:
+        return
+    yield "<h2>Held-out loss, bits a byte</h2>"
+    compared = {name: other.line for name, other in content.others.items()}
+    drawn = inline(
+        "held-out",
+        f"Held-out bits a byte of {', '.join(streams)} by tokens",
+        lambda size: held_out_figure(subject.line, streams, compared, size),
+    )
+    above = "" if subject.line[0].ledger.parent else " The first steps of a new model lie above the plot."
+    caption = f"On text that the model is never trained on; lower is better.{above}"
+    named = line_key([content.label, *compared]) if compared else ""
+    yield _figure(drawn, caption, key(streams, content.colours, small=True) + named)
+    yield "<h2>Learned and forgotten</h2>"
+    yield (
+        '<p class="note">Held-out bits a byte after each stage. The framed number ends the own stage of a stream; '
+        "small numbers and shades are the change since then. Forgotten: how much worse it is now than after the best "
+        "stage before.</p>"
+    )
+    lines = {content.label: subject, **content.others} if content.others else {"": subject}
+    yield f'<div class="tables">{"".join(loss_table(told.found, name) for name, told in lines.items())}</div>'
+    yield summary_table({name: (told.found, told.measured) for name, told in lines.items()})
+    yield "<h3>Each stream</h3>"
+    yield stream_table(subject.found, subject.measured)
+
+
+def _boundaries(content: Content) -> Iterator[str]:
+    gaps, others = content.subject.measured.gaps, content.others
+    if not gaps:
+        return
+    yield "<h2>After each boundary</h2>"
+    yield (
+        '<p class="note">What a boundary did to the streams of earlier stages. A stability gap is the part of a rise '
+        "that was won back later in the stage; the part that was not is forgotten. Won back: nine tenths of it. Area: "
+        "bits a byte times steps.</p>"
+    )
+    stages = content.subject.found.stages
+    beside = {name: content.apart(other) for name, other in others.items()}
+    drawn = inline(
+        "gaps",
+        "Change of the held-out loss of older streams by steps since each boundary",
+        lambda size: gap_figure(gaps, stages, content.colours, beside, size),
+    )
+    streams = list(dict.fromkeys(gap.stream for gap in gaps))
+    caption = "Change since the boundary in bits a byte; a dot is the peak of a gap. The first steps are wide."
+    named = line_key([content.label, *beside]) if beside else ""
+    yield _figure(drawn, caption, key(streams, content.colours) + named)
+    tables = [gap_table(gaps, stages, content.label if others else "")]
+    tables += [gap_table(beside[name], other.found.stages, name) for name, other in others.items() if beside[name]]
+    yield f'<div class="tables">{"".join(tables)}</div>'
+
+
+def _training(content: Content) -> Iterator[str]:
+    line, streams, mixed = content.subject.line, content.subject.found.streams, content.mixed
     if any(record.train for record in line):
         yield "<h2>Training</h2>"
         drawn = inline(
             "training",
-            "Training loss and learning rate by tokens of the lineage",
-            lambda: training_figure(line, found.streams),
+            "Training loss, learning rate and throughput by tokens of the lineage",
+            lambda size: training_figure(line, streams, size),
         )
-        yield _figure(
-            drawn, "On each stage's own mixture, so the level changes where the mixture does. Bold: running mean."
+        caption = "On each stage's own mixture, so the level changes where the mixture does. Bold: running mean."
+        yield _figure(drawn, caption)
+    if mixed:
+        yield "<h2>Mixture</h2>"
+        names = list(dict.fromkeys(stream for mixture in mixed for stream in mixture.streams))
+        drawn = inline(
+            "mixture",
+            "Shares of the streams in the mixture by tokens of the lineage",
+            lambda size: mixture_figure(line, streams, mixed, content.colours, size),
         )
+        faint = any(replayed for mixture in mixed for replayed in mixture.replayed)
+        yield _figure(drawn, "Shares of the samples.", key(names, content.colours, faint=faint))
+        phases = "".join(phase_table(mixture) for mixture in mixed if mixture.phases)
+        if phases:
+            yield '<p class="note">Stages whose mixture changed on the way; between two rows it changes evenly.</p>'
+            yield f'<div class="tables">{phases}</div>'
     yield "<h2>What was read</h2>"
     yield '<p class="note">Tokens by stage. Passes: how many times the stream was read through, replay included.</p>'
-    yield data_table(readings(line), found.stages)
+    yield data_table(content.read, [stage.name for stage in read_stages(line)])
     yield "<h2>Stages</h2>"
     yield stage_table(line)
 
 
-def _figure(drawn: str, caption: str) -> str:
-    return f"<figure>{drawn}<figcaption>{caption}</figcaption></figure>"
+def _figure(drawn: str, caption: str, names: str = "") -> str:
+    return f"<figure>{names}{drawn}<figcaption>{caption}</figcaption></figure>"
 
 
 def _facts(line: Line) -> str:
@@ -139,7 +183,7 @@ def _facts(line: Line) -> str:
         f"{short_tokens(model.parameters(tokenizer['vocab_size']))} parameters",
         f"{model.layers} layers of {model.hidden:,}",
         f"tokenizer {Path(tokenizer['spec']).name}",
-        f"{short_tokens(last.end)} tokens in {counted(len(last.ledger.stages), 'stage')}",
+        f"{short_tokens(last.end)} tokens in {counted(len(read_stages(line)), 'stage')}",
     )
     return f'<p class="facts">{escape(" · ".join(facts))}</p>'
 
@@ -150,10 +194,14 @@ def _warnings(line: Line) -> Iterator[str]:
     if not last.complete:
         share = (last.end - last.start) / last.config.stage.tokens
         yield f"The stage {escape(last.name)} is not complete: {percent(share)} of its tokens so far."
-    missing = len(last.ledger.stages) - len(line)
+    drawn = {len(record.ledger.stages) for record in line}
+    missing = [
+        stage.name
+        for number, stage in enumerate(last.ledger.stages, 1)
+        if number not in drawn and stage.kind != "converted"
+    ]
     if missing:
-        names = ", ".join(stage.name for stage in last.ledger.stages[:missing])
-        yield f"Runs of earlier stages are not where they were, and are not drawn: {escape(names)}."
+        yield f"Runs of earlier stages are not where they were, and are not drawn: {escape(', '.join(missing))}."
     for record in line:
         wild = sum(not math.isfinite(point.loss) for point in record.train)
         if wild:
@@ -163,6 +211,7 @@ def _warnings(line: Line) -> Iterator[str]:
             yield f"{escape(str(record.folder))}: {lines_left_out} of the metrics could not be read."
 
 
-def _footer(line: Line, beside: Mapping[str, Line]) -> str:
-    folders = dict.fromkeys(str(record.folder) for drawn in (line, *beside.values()) for record in drawn)
+def _footer(content: Content) -> str:
+    lines = (content.subject, *content.others.values())
+    folders = dict.fromkeys(str(record.folder) for told in lines for record in told.line)
     return f"<footer>Drawn by megacpt {__version__} from {escape(', '.join(folders))}</footer>"

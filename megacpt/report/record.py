@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 from megacpt.checkpoint.store import checkpoints
@@ -42,10 +43,12 @@ class EvalPoint:
     """A measurement of a held-out stream.
 
     Attributes:
-        tokens: tokens of the lineage at that time.
+        step: optimizer steps of the lineage up to then.
+        tokens: tokens of the lineage up to then.
         bits_per_byte: loss in bits a byte of UTF-8 text.
     """
 
+    step: int
     tokens: int
     bits_per_byte: float
 
@@ -81,6 +84,11 @@ class RunRecord:
         return self.ledger.tokens - self.ledger.stage.tokens
 
     @property
+    def steps_before(self) -> int:
+        """Optimizer steps of the lineage before the stage."""
+        return sum(stage.steps for stage in self.ledger.stages[:-1])
+
+    @property
     def end(self) -> int:
         """Tokens of the lineage at the newest that is known of the run: a checkpoint or a line of metrics."""
         trained = [point.tokens for point in self.train[-1:]]
@@ -91,6 +99,17 @@ class RunRecord:
     def complete(self) -> bool:
         """Whether the stage reached the end that its configuration sets."""
         return self.end - self.start >= self.config.stage.tokens
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens a second: the median over the logged steps."""
+        speeds = [point.tokens_per_second for point in self.train if math.isfinite(point.tokens_per_second)]
+        return median(speeds) if speeds else None
+
+    @property
+    def ended(self) -> float | None:
+        """The training loss at the end, in nats a token: the mean over the last 50th of the logged steps."""
+        return fmean(point.loss for point in self.train[-max(1, len(self.train) // 50) :]) if self.train else None
 
     @property
     def wall_seconds(self) -> float:
@@ -110,7 +129,7 @@ def load_run(folder: Path) -> RunRecord:
         raise CheckpointError(f"{folder} holds no run: a run folder has start.json, {RUN} and {METRICS} in it")
     newest = checkpoints(folder)
     ledger = Ledger.read(newest[-1]) if newest else start
-    metrics = _read_metrics(folder / METRICS)
+    metrics = _read_metrics(folder / METRICS, sum(stage.steps for stage in start.stages[:-1]))
     return RunRecord(
         folder,
         load_config(folder / RUN),
@@ -123,8 +142,12 @@ def load_run(folder: Path) -> RunRecord:
 
 @dataclass
 class _Metrics:
-    """The lines of a metrics file by step: a step that was made again after a crash counts once, as written last."""
+    """The lines of a metrics file by step: a step that was made again after a crash counts once, as written last.
 
+    `before` is the number of steps of the lineage before those of the file.
+    """
+
+    before: int
     train: dict[int, TrainPoint] = field(default_factory=dict)
     evaluations: dict[str, dict[int, EvalPoint]] = field(default_factory=dict)
     unreadable: int = 0
@@ -137,7 +160,7 @@ class _Metrics:
             self.train[step] = TrainPoint(tokens, float(line["loss"]), float(line["rate"]), speed)
         elif kind == "eval":
             points = self.evaluations.setdefault(str(line["stream"]), {})
-            points[step] = EvalPoint(tokens, float(line["bits_per_byte"]))
+            points[step] = EvalPoint(self.before + step, tokens, float(line["bits_per_byte"]))
 
     def train_points(self) -> tuple[TrainPoint, ...]:
         return tuple(self.train[step] for step in sorted(self.train))
@@ -146,9 +169,9 @@ class _Metrics:
         return {name: tuple(points[step] for step in sorted(points)) for name, points in self.evaluations.items()}
 
 
-def _read_metrics(path: Path) -> _Metrics:
+def _read_metrics(path: Path, before: int) -> _Metrics:
     """Read a metrics file; a kill may have cut off its last line, which is passed over."""
-    found = _Metrics()
+    found = _Metrics(before)
     if not path.is_file():
         return found
     *lines, rest = path.read_bytes().split(b"\n")

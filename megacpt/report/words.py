@@ -57,25 +57,6 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %".replace(".0 %", " %") if share < 0.0995 else f"{100 * share:.0f} %"
 
 
-def duration(seconds: float) -> str:
-    """``48 s``, ``12 min``, ``3 h 05 min``, ``2 d 3 h``."""
-    whole = round(seconds)
-    if whole < 90:
-        return f"{whole} s"
-    minutes = round(whole / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    hours = round(minutes / 60)
-    return f"{hours // 24} d {hours % 24} h"
-
-
 def shortened(name: str, most: int = 24) -> str:
     """A name of at most `most` characters."""
     return name if len(name) <= most else f"{name[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
-
-
-def counted(number: int, word: str) -> str:
-    """``1 line``, ``2 lines``."""
-    return f"{number:,} {word}{'' if number == 1 else 's'}"

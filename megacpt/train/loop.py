@@ -12,7 +12,6 @@ from megacpt.checkpoint.store import Store
 from megacpt.config import RunConfig
 from megacpt.continuation.ledger import Ledger
 from megacpt.data.batches import microbatches
-from megacpt.data.plan import Source
 from megacpt.data.stage_data import StageData
 from megacpt.data.tokenizer import Tokenizer
 from megacpt.engine.protocol import Batch, Engine, StepReport
@@ -27,13 +26,14 @@ class Run:
         config: the run as resolved.
         engine: makes the steps.
         tokenizer: the model's.
-        data: sample g of the stage.
+        data: sample g of the stage; a controller may change its phases.
         start: the ledger at the start of the stage.
         store: where checkpoints go.
         layout: the parallel layout, in words.
         step: optimizer steps made.
         seconds: wall time of earlier sessions and this one.
         stopping: leave the loop after this step, to go on later.
+        controller: state of the controller of the mixture; None without one.
         closing: what has to be undone when the session ends, however it ends.
     """
 
@@ -48,6 +48,7 @@ class Run:
     seconds: float = 0.0
     layouts: tuple[str, ...] = ()
     stopping: bool = False
+    controller: dict[str, Any] | None = None
     closing: ExitStack = field(default_factory=ExitStack)
     schedule: Schedule = field(init=False)
 
@@ -97,28 +98,21 @@ class Run:
 
     def ledger(self) -> Ledger:
         """The ledger as of now."""
-        plan = self.start.stage.plan
+        plan = self.data.plan
         counts = self.data.counts(self.step * self.config.batch.sequences)
-        tokens = {s.name: n * plan.seq_length for s, n in zip(plan.sources, counts, strict=True)}
-        sources = zip(plan.sources, counts, self.data.streams, strict=True)
-        repeats = {s.name: n / _distinct(s, stream.tokens, plan.seq_length) for s, n, stream in sources}
+        names = [source.name for source in plan.sources]
         return self.start.with_stage(
             tokens=self.tokens,
             steps=self.step,
-            consumed=tokens,
-            repeats=repeats,
+            plan=plan,
+            consumed={name: n * plan.seq_length for name, n in zip(names, counts, strict=True)},
+            repeats={name: counts[i] / self.data.distinct(i) for i, name in enumerate(names)},
             rate=self.rate(self.step) if self.step else self.start.stage.entry_rate,
             phase=self.phase(),
             layouts=self.layouts,
             seconds=round(self.seconds, 3),
+            controller=self.controller,
         )
-
-
-def _distinct(source: Source, tokens: int, seq_length: int) -> int:
-    """How many samples a source gives before it repeats one: the windows of its stream, or what had been consumed."""
-    if source.policy == "seen":
-        return sum((segment.count or 0) * (segment.seq_length // seq_length) for segment in source.segments)
-    return (tokens - 1) // seq_length
 
 
 class Callback(Protocol):

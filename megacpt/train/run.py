@@ -11,14 +11,19 @@ import torch.distributed as dist
 
 from megacpt.checkpoint.store import Retention, Store, checkpoints, load_checkpoint
 from megacpt.config import RunConfig, check
-from megacpt.continuation.boundary import check_resume, create_run, find_data, first_ledger, parent_of, started
+from megacpt.continuation.boundary import create_run, first_ledger, started
+from megacpt.continuation.carry import apply_carry
 from megacpt.continuation.ledger import Ledger
+from megacpt.continuation.planning.past import before_stage, past_streams
+from megacpt.continuation.planning.repeats import repetitions
+from megacpt.continuation.resume import check_resume, find_data, parent_of
 from megacpt.data.stage_data import StageData
 from megacpt.data.tokenizer import Tokenizer, load_tokenizer
 from megacpt.engine.megatron import MegatronEngine
 from megacpt.errors import ConfigError
 from megacpt.runtime.layout import is_first_rank, start_process_group, world_size
 from megacpt.train.callbacks.checkpoint import CALLBACKS, Checkpoints
+from megacpt.train.callbacks.controller import MixtureController
 from megacpt.train.callbacks.evaluation import Evaluation
 from megacpt.train.callbacks.health import Health, Signals
 from megacpt.train.callbacks.metrics import Metrics
@@ -77,7 +82,8 @@ def train(config: RunConfig, parent: Path | None = None) -> Outcome:
         load_checkpoint(newest, engine, verified=True)
         _restore(run, callbacks, newest)
     elif (origin := parent_of(start)) is not None:
-        load_checkpoint(origin, engine)
+        load_checkpoint(origin, engine, boundary=True)
+        apply_carry(engine, start.stage)
     if not run.layouts or run.layouts[-1] != run.layout:
         run.layouts = (*run.layouts, run.layout)
     if not run.done or newest is None:
@@ -104,9 +110,11 @@ def _start(config: RunConfig, parent: Path | None, tokenizer: Tokenizer) -> Ledg
     dist.barrier()
     if start is None:
         start = first_ledger(config, parent)  # every rank finds a mistake here, and none waits for the others
-        StageData(start.stage.plan, tokenizer=tokenizer)
+        data = StageData(start.stage.plan, tokenizer=tokenizer)
         if is_first_rank():
             create_run(config, start)
+            for warning in repetitions(config, past_streams(before_stage(start)), data):
+                log.warning("%s", warning)
         dist.barrier()
     return find_data(start, config)
 
@@ -115,7 +123,8 @@ def _callbacks() -> list[Callback]:
     """Return the callbacks in the order in which they act."""
     metrics = Metrics()
     evaluation = Evaluation(metrics)
-    before: list[Callback] = [Signals(), metrics, Health(), evaluation, ProgressBar(metrics, evaluation)]
+    shown: list[Callback] = [evaluation, ProgressBar(metrics, evaluation)]
+    before: list[Callback] = [Signals(), metrics, Health(), *shown, MixtureController(metrics, evaluation)]
     return [*before, Checkpoints(before)]
 
 
@@ -123,6 +132,7 @@ def _restore(run: Run, callbacks: list[Callback], checkpoint: Path) -> None:
     """Put the run and its callbacks where the checkpoint left them."""
     stage = Ledger.read(checkpoint).stage
     run.step, run.seconds, run.layouts = stage.steps, stage.seconds, stage.layouts
+    run.data, run.controller = run.data.with_phases(stage.plan.phases), stage.controller
     states = json.loads((checkpoint / CALLBACKS).read_text())
     for callback in callbacks:
         callback.load(states.get(callback.name, {}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import resource
+import socket
 import sys
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -22,10 +23,11 @@ class Result:
     err: str
 
 
-def _main(arguments: list[str], folder: str, largest_file: int | None) -> None:
+def _main(arguments: list[str], folder: str, largest_file: int | None, rank: dict[str, str]) -> None:
     os.chdir(folder)
-    os.environ.update(MEGACPT_DEVICE="cpu", OMP_NUM_THREADS="1", COLUMNS="400", TERM="dumb")
-    for number, name in ((1, ".out"), (2, ".err")):
+    os.environ.update(MEGACPT_DEVICE="cpu", OMP_NUM_THREADS="1", COLUMNS="400", TERM="dumb", **rank)
+    suffix = rank.get("RANK", "").strip("0")
+    for number, name in ((1, f".out{suffix}"), (2, f".err{suffix}")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
@@ -38,13 +40,31 @@ def _main(arguments: list[str], folder: str, largest_file: int | None) -> None:
     main()
 
 
-def launch(*arguments: str | Path, folder: Path, largest_file: int | None = None) -> BaseProcess:
-    """Start ``megacpt ARGUMENTS`` in `folder`; with `largest_file`, writes beyond that many bytes of a file fail."""
+def launch(
+    *arguments: str | Path, folder: Path, largest_file: int | None = None, rank: dict[str, str] | None = None
+) -> BaseProcess:
+    """Start ``megacpt ARGUMENTS`` in `folder`; with `largest_file`, writes beyond that many bytes of a file fail.
+
+    `rank` is what torchrun says of a rank in its environment.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    process = context.Process(target=_main, args=(list(map(str, arguments)), str(folder), largest_file))
+    process = context.Process(target=_main, args=(list(map(str, arguments)), str(folder), largest_file, rank or {}))
     process.start()
     return process
+
+
+def launch_ranks(*arguments: str | Path, folder: Path, ranks: int) -> list[BaseProcess]:
+    """Start ``megacpt ARGUMENTS`` as torchrun would, on `ranks` processes of this machine."""
+    if ranks == 1:
+        return [launch(*arguments, folder=folder)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        launch(*arguments, folder=folder, rank={**world, "RANK": str(i), "LOCAL_RANK": str(i)}) for i in range(ranks)
+    ]
 
 
 def finish(process: BaseProcess, folder: Path, timeout: float = 120.0) -> Result:

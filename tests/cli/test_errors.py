@@ -167,7 +167,7 @@ def test_another_stream_in_place_of_the_one_that_was_trained_on(here: Path) -> N
     shutil.rmtree(here / "data" / "english")
     make_stream(here / "data", "english", seed=1)
     before = _contents(here)
-    _refused(here, "train", "run.yaml", says=["data/english", "is not the one of the plan"])
+    _refused(here, "train", "run.yaml", says=["stage.mixture.english: the stream", "data/english", "content hash"])
     assert _contents(here) == before
 
 
@@ -235,7 +235,8 @@ def test_a_run_folder_that_cannot_be(here: Path) -> None:
 def test_settings_that_a_resume_cannot_change(here: Path) -> None:
     before = _contents(here)
     arguments = ("train", "run.yaml", "optim.peak_lr=5e-3", "batch.sequences=16")
-    _refused(here, *arguments, says=["runs/english", "optim, batch.sequences changed", "megacpt continue runs/english"])
+    changed = ["optim.peak_lr: 0.01 -> 0.005", "batch.sequences: 8 -> 16"]
+    _refused(here, *arguments, says=["runs/english", *changed, "megacpt continue runs/english"])
     assert _contents(here) == before
 
 

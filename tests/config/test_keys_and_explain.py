@@ -6,13 +6,23 @@ import pytest
 
 from megacpt.config import run_from_mapping
 from megacpt.config.explain import explain
-from megacpt.config.keys import ANY, catalogue, children, find, nearest_key
+from megacpt.config.keys import ANY, ITEM, catalogue, children, find, nearest_key
 from megacpt.config.overrides import parse_overrides
 from megacpt.config.problems import example_text
 from megacpt.errors import ConfigError
 from tests.config.helpers import plain_run
 
 ALL = sorted(catalogue())
+# What else has to be given with some keys, or some of their values.
+NEEDS = {
+    "stage.controller.": ["stage.controller={}", "evaluate.streams={old: data/old}"],
+    f"stage.phases.{ITEM}": ["stage.phases=[{after: 50%, replay: 5%}]"],
+    f"stage.mixture.{ANY}.select": ["stage.mixture.english.epochs=2"],
+    "stage.replay.size": ["stage.replay.policy=reservoir"],
+    "stage.replay.streams": ["stage.replay={policy: external, streams: {english: data/old}}"],
+    "stage.replay.policy=reservoir": ["stage.replay.size=1B"],
+    "stage.replay.policy=external": ["stage.replay.streams={web: data/web}"],
+}
 
 
 @pytest.mark.parametrize("path", ALL)
@@ -42,13 +52,15 @@ def test_every_example_is_accepted(path: str) -> None:
                 parent = path.rpartition(".")[0]
                 kind = key.kinds[0]
                 section = [f"{parent}={{kind: {kind}{', factor: 2' if kind == 'linear' and 'rope' in parent else ''}}}"]
+            section += [change for start, changes in NEEDS.items() if path.startswith(start) for change in changes]
+            section += NEEDS.get(f"{path}={example}", [])
             if "anneal" in (*key.kinds, example):
                 section += ["stage.kind=anneal", "schedule.kind=anneal"]
             if path == "model.rope.scaling.kind":
                 section.append("model.rope.scaling.factor=2")
             if path in ("model.kv_heads", "model.heads"):
                 section += ["model.hidden=4096", "model.heads=32", "model.kv_heads=4"]
-            override = f"{path.replace(ANY, 'english')}={example_text(example)}"
+            override = f"{path.replace(ANY, 'english').replace(ITEM, '0')}={example_text(example)}"
             run_from_mapping(plain_run(), [*section, override])
 
 

@@ -260,9 +260,10 @@ def test_a_stage_cannot_change_what_the_weights_are() -> None:
     with pytest.raises(ConfigError) as caught:
         overlay(parent, {**STAGE, "model": {"layers": 8, "activation": "geglu"}}, run="runs/x")
     assert str(caught.value).splitlines() == [
-        "the stage: model.layers: 8: a stage cannot change this, the weights were trained with 4: remove the key",
-        "the stage: model.activation: geglu: a stage cannot change this, the weights were trained with swiglu: "
-        "remove the key",
+        "the stage: model.layers: 8: a stage cannot change this, the weights were trained with 4: it decides how many "
+        "weights there are, and their shapes; remove the key",
+        "the stage: model.activation: geglu: a stage cannot change this, the weights were trained with swiglu: it "
+        "decides what the trained weights compute; remove the key",
     ]
     longer = {"max_seq_length": 8192, "rope": {"base": 500000, "scaling": {"kind": "linear", "factor": 4}}}
     made = overlay(parent, {**STAGE, "model": longer}, run="runs/x")

@@ -27,13 +27,14 @@ def streams(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def after(config: RunConfig, start: Ledger, steps: int) -> Ledger:
     """The ledger after `steps` optimizer steps of a stage."""
     plan, schedule = start.stage.plan, schedule_from_dict(start.stage.schedule)
-    counts = StageData(plan).counts(steps * config.batch.sequences)
+    data = StageData(plan)
+    counts = data.counts(steps * config.batch.sequences)
     position = steps * config.tokens_per_step, config.stage_steps * config.tokens_per_step, start.stage.entry_rate
     return start.with_stage(
         tokens=steps * config.tokens_per_step,
         steps=steps,
         consumed={s.name: n * plan.seq_length for s, n in zip(plan.sources, counts, strict=True)},
-        repeats=dict.fromkeys((s.name for s in plan.sources), 0.5),
+        repeats={s.name: n / data.distinct(i) for i, (s, n) in enumerate(zip(plan.sources, counts, strict=True))},
         rate=schedule.rate(*position),
         phase=schedule.phase(*position),
         layouts=("tp1 pp1 cp1 dp1",),
@@ -41,25 +42,26 @@ def after(config: RunConfig, start: Ledger, steps: int) -> Ledger:
     )
 
 
+def finish_run(config: RunConfig, parent: Path | None = None, steps: int | None = None) -> Path:
+    """Make the run folder of a stage with a checkpoint (without tensors) after some steps; return the checkpoint.
+
+    Without `steps`, after all of the stage.
+    """
+    start = first_ledger(config, parent)
+    create_run(config, start)
+    done = config.stage_steps if steps is None else steps
+    checkpoint = config.run / "checkpoints" / f"step-{done:08d}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / LEDGER).write_text(after(config, start, done).to_json())
+    (checkpoint / RUN).write_text(dump(config))
+    (checkpoint / "manifest.json").write_text('{"format": 1, "files": {}}')
+    return checkpoint
+
+
 @pytest.fixture
 def finish() -> Finish:
-    """Return a function that makes the run folder of a stage with a checkpoint (without tensors) after some steps.
-
-    Its arguments: the configuration, the parent checkpoint, and the steps (by default all of the stage).
-    """
-
-    def make(config: RunConfig, parent: Path | None = None, steps: int | None = None) -> Path:
-        start = first_ledger(config, parent)
-        create_run(config, start)
-        done = config.stage_steps if steps is None else steps
-        checkpoint = config.run / "checkpoints" / f"step-{done:08d}"
-        checkpoint.mkdir(parents=True)
-        (checkpoint / LEDGER).write_text(after(config, start, done).to_json())
-        (checkpoint / RUN).write_text(dump(config))
-        (checkpoint / "manifest.json").write_text('{"format": 1, "files": {}}')
-        return checkpoint
-
-    return make
+    """Return the function `finish_run`."""
+    return finish_run
 
 
 @pytest.fixture

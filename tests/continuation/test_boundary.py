@@ -7,20 +7,18 @@ from typing import Any
 
 import pytest
 
-from megacpt.config import RunConfig, dump, load_run
+from megacpt.config import load_run
 from megacpt.continuation.boundary import (
     RUN,
     START,
     annealed_config,
-    check_resume,
     continued_config,
     create_run,
-    find_data,
     first_ledger,
-    parent_of,
     started,
 )
 from megacpt.continuation.ledger import Ledger
+from megacpt.continuation.resume import check_resume, parent_of
 from megacpt.errors import CheckpointError, ConfigError
 from megacpt.optim.schedules import schedule_from_dict
 from tests.continuation.conftest import Finish, stage
@@ -108,10 +106,13 @@ def test_nor_does_a_decayed_one_without_a_parent(streams: Streams, tmp_path: Pat
         first_ledger(config, cosine)
 
 
-def test_an_annealed_branch_is_rewarmed(annealed: Path, streams: Streams, tmp_path: Path) -> None:
+def test_an_annealed_branch_is_rewarmed_with_a_warning(
+    annealed: Path, streams: Streams, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     schedule = {"kind": "rewarmed_cosine", "warmup": "2 steps"}
     config = stage(tmp_path / "next", {"python": streams["python"]}, steps=8, schedule=schedule)
     start = first_ledger(config, annealed)
+    assert f"{annealed} is annealed: its rate, 0.001, goes up again, and some is forgotten by it" in caplog.text
     assert start.stage.entry_rate == pytest.approx(1e-3)
     assert _rate(start, 1, 8) == pytest.approx((1e-3 + 1e-2) / 2)
     assert _rate(start, 2, 8) == pytest.approx(1e-2)
@@ -200,126 +201,3 @@ def test_a_parent_that_is_gone(english: Path, streams: Streams, tmp_path: Path) 
     english.rename(tmp_path / "moved")
     with pytest.raises(CheckpointError, match=r"step-00000008 is gone: it is the checkpoint that this run starts from"):
         parent_of(start)
-
-
-CHANGES: dict[str, dict[str, Any]] = {
-    "seed": {"seed": 6},
-    "model": {"model": {"layers": 3}},
-    "stage": {"stage": {"name": "other"}},
-    "schedule": {"schedule": {"kind": "constant"}},
-    "optim": {"optim": {"weight_decay": 0.2}},
-    "precision": {"precision": "bfloat16"},
-    "batch.sequences": {"batch": {"sequences": 16}},
-    "batch.seq_length": {"batch": {"seq_length": 8}},
-}
-
-
-@pytest.fixture
-def run(english: Path) -> tuple[Path, Ledger]:
-    """A run folder and the ledger at its start."""
-    folder = english.parent.parent
-    start = started(folder)
-    assert start is not None
-    return folder, start
-
-
-def _config(folder: Path, streams: Streams, steps: int = 8, **changes: Any) -> RunConfig:
-    return run_config(folder, {"english": streams["english"]}, steps, **changes)
-
-
-@pytest.mark.parametrize("key", CHANGES)
-def test_a_resume_refuses_by_name_what_changes_the_numbers(
-    run: tuple[Path, Ledger], streams: Streams, key: str
-) -> None:
-    folder, start = run
-    with pytest.raises(ConfigError) as error:
-        check_resume(_config(folder, streams, **CHANGES[key]), start, None)
-    assert f"holds a run with other settings: {key} changed. A run goes on exactly as it began" in str(error.value)
-    assert f"megacpt continue {folder} STAGE.yaml --run NEW_FOLDER" in str(error.value)
-
-
-@pytest.mark.parametrize("key", sorted(CHANGES.keys() - {"stage", "schedule"}))
-def test_editing_the_saved_configuration_is_no_way_round(run: tuple[Path, Ledger], streams: Streams, key: str) -> None:
-    folder, start = run
-    edited = _config(folder, streams, **CHANGES[key])
-    (folder / RUN).write_text(dump(edited))
-    with pytest.raises(ConfigError, match=rf"settings: {key} changed"):
-        check_resume(edited, start, None)
-
-
-def test_nor_for_the_length_of_a_stage_with_a_horizon(streams: Streams, tmp_path: Path) -> None:
-    config, edited = (_config(tmp_path / "run", streams, steps, schedule=COSINE) for steps in (8, 20))
-    start = first_ledger(config, None)
-    create_run(config, start)
-    (tmp_path / "run" / RUN).write_text(dump(edited))
-    with pytest.raises(ConfigError, match="settings: stage changed"):
-        check_resume(edited, start, None)
-
-
-def test_a_resume_names_all_that_changed(run: tuple[Path, Ledger], streams: Streams) -> None:
-    config = _config(run[0], streams, seed=6, precision="bfloat16", batch={"sequences": 16})
-    with pytest.raises(ConfigError, match=r"settings: seed, precision, batch\.sequences changed"):
-        check_resume(config, run[1], None)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"parallel": {"tensor": 2, "sequence": True}},
-        {"parallel": {"distributed_optimizer": True}},
-        {"batch": {"microbatch": 8}},
-        {"recompute": "full"},
-        {"log": {"every": "3 steps", "tensorboard": True}},
-        {"checkpoint": {"every": "1 steps", "keep_last": 1, "asynchronous": True}},
-        {"evaluate": {"every": "2 steps", "tokens": "1k"}},
-    ],
-)
-def test_a_resume_takes_another_layout_and_other_habits(
-    run: tuple[Path, Ledger], streams: Streams, changes: dict[str, Any]
-) -> None:
-    check_resume(_config(run[0], streams, **changes), run[1], None)
-
-
-def test_a_stage_without_a_horizon_may_become_longer(
-    run: tuple[Path, Ledger], streams: Streams, tmp_path: Path
-) -> None:
-    check_resume(_config(run[0], streams, steps=20), run[1], None)
-    with pytest.raises(ConfigError, match="stage changed"):
-        check_resume(_config(run[0], streams, steps=20, stage={"tokens": 20 * STEP, "name": "x"}), run[1], None)
-    cosine = _config(tmp_path / "cosine", streams, schedule=COSINE)
-    start = first_ledger(cosine, None)
-    create_run(cosine, start)
-    with pytest.raises(ConfigError, match="stage changed"):
-        check_resume(_config(tmp_path / "cosine", streams, steps=20, schedule=COSINE), start, None)
-
-
-def test_a_resume_from_another_checkpoint_is_refused(
-    english: Path, streams: Streams, tmp_path: Path, finish: Finish
-) -> None:
-    config = stage(tmp_path / "next", {"python": streams["python"]})
-    start = first_ledger(config, english)
-    create_run(config, start)
-    other = finish(run_config(tmp_path / "other", {"c": streams["c"]}))
-    with pytest.raises(ConfigError, match=r"started from another checkpoint \(.*english.*\); give the new stage a fol"):
-        check_resume(config, start, other)
-
-
-def test_a_run_goes_on_where_its_data_is(
-    run: tuple[Path, Ledger], streams: Streams, tmp_path: Path, finish: Finish
-) -> None:
-    folder, start = run
-    moved = tmp_path / "another disk" / "english"
-    moved.parent.mkdir()
-    moved.symlink_to(streams["english"])
-    config = run_config(folder, {"english": str(moved)}, 8)
-    check_resume(config, start, None)
-    elsewhere = find_data(start.with_stage(run="/x"), run_config(folder, {"english": str(tmp_path / "gone")}, 8))
-    assert elsewhere.stage.plan.sources[0].path == str(tmp_path / "gone")
-    assert elsewhere.id == start.id
-    with pytest.raises(ConfigError, match="stage changed"):
-        check_resume(run_config(folder, {"renamed": streams["english"]}, 8), start, None)
-    replaying = stage(tmp_path / "next", {"python": streams["python"]}, replay={"share": "25%"})
-    finish(replaying, folder / "checkpoints" / "step-00000008")
-    second = started(tmp_path / "next")
-    assert second is not None
-    assert find_data(second, replaying) == second

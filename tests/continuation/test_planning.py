@@ -14,7 +14,7 @@ from megacpt.data.order import derive_key
 from megacpt.data.plan import StagePlan
 from megacpt.data.stage_data import StageData
 from megacpt.data.tokenizer import load_tokenizer
-from megacpt.errors import ConfigError, DataError
+from megacpt.errors import ConfigError
 from tests.continuation.conftest import Finish, stage
 from tests.small import run_config
 
@@ -145,5 +145,17 @@ def test_replay_of_nothing_is_refused(english: Path, streams: Streams, tmp_path:
 def test_seen_samples_shorter_than_the_stage_are_refused(english: Path, streams: Streams, tmp_path: Path) -> None:
     batch = {"sequences": 4, "seq_length": 32, "microbatch": 2}
     config = stage(tmp_path / "long", {"python": streams["python"]}, replay={"share": "25%"}, batch=batch)
-    with pytest.raises(DataError, match="its seen samples have seq_length 16, this stage needs 32: use the policy 'fr"):
-        StageData(_plan(config, english))
+    with pytest.raises(ConfigError, match=r"all that was seen was read in samples shorter .* 32: take policy fresh"):
+        _plan(config, english)
+
+
+def test_shorter_samples_are_left_out_where_there_are_longer_ones(
+    english: Path, streams: Streams, finish: Finish, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    batch = {"sequences": 4, "seq_length": 32, "microbatch": 2}
+    longer = finish(stage(tmp_path / "c", {"c": streams["c"]}, batch=batch), english)
+    config = stage(tmp_path / "long", {"python": streams["python"]}, replay={"share": "25%"}, batch=batch)
+    plan = _plan(config, longer)
+    assert [source.name for source in plan.sources] == ["python", "replay-c"]
+    assert "english was read in samples of 16 tokens, and the stage needs 32: nothing of it is replayed" in caplog.text
+    StageData(plan)

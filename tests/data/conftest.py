@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from megacpt.data.indexed import IndexedWriter
 from megacpt.data.prepare import prepare
-from megacpt.data.stream import TokenStream
+from megacpt.data.stream import StreamMeta, TokenStream
 from megacpt.data.train_tokenizer import train_tokenizer
 
 # The same examples every time, and no limit on the time of one: the machine may be busy.
@@ -67,3 +70,16 @@ def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hf")
     backend.save(str(folder / "tokenizer.json"))
     return folder
+
+
+def write_stream(folder: Path, lengths: Sequence[int], scores: Sequence[float] | None = None) -> TokenStream:
+    """Write a stream of documents of these lengths (of ids 0, 1, 2, ...), with these scores."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = np.arange(sum(lengths)) % 2**16
+    with IndexedWriter(folder / folder.name, np.dtype(np.uint16), scores is not None) as writer:
+        for end, length, score in zip(accumulate(lengths), lengths, scores or [None] * len(lengths), strict=True):
+            writer.add(ids[end - length : end], score)
+        content = writer.finish()
+    counts = (len(lengths), sum(lengths), sum(lengths))
+    StreamMeta(folder.name, folder.name, "bytes", "0" * 64, 257, 256, *counts, "uint16", content, [], {}).write(folder)
+    return TokenStream.open(folder)

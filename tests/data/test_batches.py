@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from megacpt.data.batches import eval_windows, microbatches
-from megacpt.data.plan import Segment, Source, StagePlan
+from megacpt.data.plan import Phase, Segment, Source, StagePlan, Subset
 from megacpt.data.stage_data import StageData
 from megacpt.errors import ConfigError, DataError
-from tests.data.conftest import MakeStream
+from tests.data.conftest import MakeStream, write_stream
 
 LENGTH = 8
 
@@ -17,6 +21,20 @@ def data(make_stream: MakeStream) -> StageData:
     stream = make_stream(["".join(f"{i:04}" for i in range(300))])
     source = Source("s", str(stream.folder), stream.meta.content_hash, "new", None, 1.0, (Segment(1, LENGTH, 0, None),))
     return StageData(StagePlan(LENGTH, 1, (source,)))
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> StageData:
+    """Two streams, a subset and replay, whose shares change on the way."""
+    folder = tmp_path_factory.mktemp("endless")
+    one, two = write_stream(folder / "one", [5000]), write_stream(folder / "two", [300, 400])
+    kinds = (Segment(1, LENGTH, 0, None), Segment(1, LENGTH, 4, None, Subset(50)), Segment(1, LENGTH, 0, 99))
+    sources = [
+        Source(s.meta.name, str(s.folder), s.meta.content_hash, "new", None, 1.0, (kind,))
+        for s, kind in zip((one, two), kinds, strict=False)
+    ]
+    sources.append(replace(sources[0], role="replay", policy="seen", segments=kinds[2:]))
+    return StageData(StagePlan(LENGTH, 1, tuple(sources), (Phase(30, (3, 1, 0)), Phase(10**6, (1, 1, 2), 10**6))))
 
 
 @pytest.mark.parametrize(
@@ -33,6 +51,15 @@ def test_the_global_batch_does_not_depend_on_ranks_or_microbatch(
     in_order = np.concatenate([batches[m] for m in range(len(by_rank[0])) for batches in by_rank])
     expected = np.stack([data.tokens(step * 12 + i) for i in range(12)])
     assert (in_order == expected).all()
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 4), st.integers(0, 10**9))
+@settings(max_examples=40)
+def test_any_ranks_and_microbatch_share_out_the_same_samples(endless, microbatch, ranks, times, step) -> None:
+    sequences = microbatch * ranks * times
+    by_rank = [microbatches(endless, step, sequences, microbatch, rank, ranks) for rank in range(ranks)]
+    in_order = np.concatenate([batches[m] for m in range(times) for batches in by_rank])
+    assert (in_order == endless.batch(step * sequences, sequences)).all()
 
 
 @pytest.mark.parametrize(("sequences", "microbatch", "ranks"), [(12, 5, 1), (12, 4, 2), (1, 1, 2), (4, 0, 1)])

@@ -67,6 +67,14 @@ def test_mistakes_are_errors_of_the_program_not_tracebacks_of_the_parser(tmp_pat
         call("prepare", tmp_path / "a.txt", "--tokenizer", "byts", "--out", tmp_path / "s")
 
 
+def test_scores_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "quality": 0.5}\n{"text": "b", "quality": 2}\n')
+    options = ["--tokenizer", "bytes", "--workers", 1, "--score", "quality"]
+    call("prepare", tmp_path / "a.jsonl", "--out", tmp_path / "s", *options)
+    assert TokenStream.open(tmp_path / "s").indexed.scores.tolist() == [0.5, 2.0]
+    assert "score quality" in call("inspect", tmp_path / "s").output
+
+
 @pytest.mark.parametrize("command", ["prepare", "train-tokenizer", "inspect", "adopt"])
 def test_every_command_has_an_example(command: str) -> None:
     assert f"megacpt data {command}" in call(command, "--help").output

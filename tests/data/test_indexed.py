@@ -199,3 +199,27 @@ def test_dots_in_a_name_are_kept(tmp_path: Path) -> None:
     write(tmp_path / "c4.en.v1", [[1]])
     assert (tmp_path / "c4.en.v1.idx").is_file()
     assert IndexedTokens(tmp_path / "c4.en.v1").tokens == 1
+
+
+def test_documents_end_where_the_next_begins_however_they_are_stored(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "MAX_SEQUENCE", 3)
+    lengths = [2, 0, 7, 3, 0, 0, 10, 0]
+    with IndexedWriter(tmp_path / "x", np.dtype(np.uint16)) as writer:
+        for length in lengths:
+            writer.add(np.arange(length))
+        writer.finish()
+    found = IndexedTokens(tmp_path / "x")
+    assert found.document_ends(0, 8).tolist() == np.cumsum(lengths).tolist()
+    assert found.document_ends(2, 5).tolist() == [9, 12, 12]
+
+
+def test_rows_are_filled_with_what_is_read_one_by_one(tmp_path: Path) -> None:
+    with IndexedWriter(tmp_path / "x", np.dtype(np.uint16)) as writer:
+        writer.add(np.arange(50))
+        writer.finish()
+    found, ids = IndexedTokens(tmp_path / "x"), np.full((4, 5), -1)
+    found.read_into(ids, np.array([3, 0, 1]), np.array([45, 7, 0]))
+    assert ids.tolist() == [[*range(7, 12)], [*range(5)], [-1] * 5, [*range(45, 50)]]
+    for offset in (-1, 46):
+        with pytest.raises(IndexError, match="are not all inside"):
+            found.read_into(ids, np.array([0]), np.array([offset]))

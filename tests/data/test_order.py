@@ -105,3 +105,14 @@ def test_impossible_arguments_are_refused() -> None:
 @given(st.lists(st.one_of(st.integers(), st.text(max_size=5)), min_size=1, max_size=4))
 def test_derived_keys_fit_a_signed_64_bit_integer(parts: list[int | str]) -> None:
     assert 0 <= derive_key(*parts) < 2**63
+
+
+@given(st.integers(1, 10**12), keys, st.lists(st.integers(0, 10**18), max_size=40))
+def test_many_at_once_are_the_same_as_one_by_one(windows: int, key: int, ordinals: list[int]) -> None:
+    order = WindowOrder(windows, key)
+    assert order.window_many(np.array(ordinals, np.int64)).tolist() == [order.window(i) for i in ordinals]
+
+
+def test_negative_ordinals_are_refused_among_many() -> None:
+    with pytest.raises(ValueError, match="ordinals start at 0"):
+        WindowOrder(5, 1).window_many(np.arange(-1, 20))

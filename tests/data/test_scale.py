@@ -7,11 +7,13 @@ import resource
 import struct
 import time
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from megacpt.data.plan import Segment, Source, StagePlan
+from megacpt.data.plan import Phase, Segment, Source, StagePlan, Subset
 from megacpt.data.stage_data import StageData
 from megacpt.data.stream import StreamMeta, TokenStream
 
@@ -67,6 +69,26 @@ def test_opening_and_locating_take_milliseconds_and_little_memory(huge: Path) ->
     assert seconds < 0.5
     assert peak < 100 * LENGTH * 8 + (2 << 20)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
+
+
+def test_the_first_batch_is_there_in_less_than_a_second(huge: Path) -> None:
+    subset = Segment(5, LENGTH, 0, None, Subset(10**7))
+    chosen = Source("chosen", str(huge), "1" * 64, "new", None, 0.31, (subset,))
+    phased = replace(plan(huge, chosen), phases=(Phase(4, (0.3, 0.21, 0.49)), Phase(10**9, (1, 1, 1), 10**8)))
+    begin = time.process_time()
+    assert StageData(phased).batch(0, 8).shape == (8, LENGTH + 1)
+    assert time.process_time() - begin < 1
+
+
+def test_locating_is_much_faster_than_any_model(huge: Path) -> None:
+    data = StageData(plan(huge))
+    data.locate_many(np.arange(1024))
+    fastest = 1.0
+    for step in range(50):
+        begin = time.process_time()
+        data.locate_many(np.arange(1024) + 1024 * step)
+        fastest = min(fastest, time.process_time() - begin)
+    assert 1024 / fastest > 200_000
 
 
 def test_samples_are_spread_over_the_whole_stream(huge: Path) -> None:

@@ -6,10 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megacpt.evaluate.forgetting import average, backward_transfer, change, forgetting
+from megacpt.evaluate.forgetting import (
+    average,
+    average_loss,
+    backward_transfer,
+    change,
+    forgetting,
+    forward_transfer,
+    learned,
+    maximum,
+)
 
 # English first, then Python, then C; the held-out news are never trained on.
 HOMES = {"english": 0, "python": 1, "c": 2}
+START = {"english": 8.0, "python": 5.0, "c": 6.0, "news": 7.0}
 LOSSES = [
     {"english": 2.0, "python": 4.0, "c": 4.5, "news": 2.5},
     {"english": 1.75, "python": 1.5, "c": 4.0, "news": 2.25},
@@ -32,6 +42,28 @@ def test_averages() -> None:
     assert average({}) is None
     assert backward_transfer(LOSSES[:1], HOMES) is None
     assert backward_transfer([], HOMES) is None
+
+
+def test_the_largest_of_a_row() -> None:
+    assert maximum(forgetting(LOSSES, HOMES)[-1]) == ("english", 0.75)
+    assert maximum({"a": -0.5, "b": -0.25}) == ("b", -0.25)
+    assert maximum({}) is None
+    assert maximum({"a": math.nan, "b": 1.0})[0] == "a"  # type: ignore[index]
+
+
+def test_the_average_loss_is_that_of_the_streams_trained_on_so_far() -> None:
+    assert average_loss(LOSSES, HOMES) == [2.0, 1.625, 1.75]
+    assert average_loss([{"news": 2.0}], HOMES) == [None]
+
+
+def test_what_a_stream_gained_in_its_own_stage_and_before() -> None:
+    assert learned(LOSSES, HOMES, START) == {"english": 6.0, "python": 2.5, "c": 2.75}
+    assert forward_transfer(LOSSES, HOMES, START) == {"python": 1.0, "c": 2.0}
+
+
+def test_what_was_not_measured_before_its_own_stage_is_left_out() -> None:
+    assert learned(LOSSES, HOMES, {}) == {"python": 2.5, "c": 2.75}
+    assert forward_transfer(LOSSES, HOMES, {"c": 6.0}) == {"c": 2.0}
 
 
 def test_a_stream_counts_from_where_it_was_measured() -> None:

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from megacpt.continuation.ledger import LEDGER
+from megacpt.continuation.origin import converted_ledger
+from megacpt.data.tokenizer import load_tokenizer
+from megacpt.report import write_report
 from megacpt.report.lineage import chain
+from megacpt.report.measures import measures
 from megacpt.report.outcome import curve, outcome, readings
+from megacpt.report.record import load_run
 from tests.report.lab import STEP, Lab, write_metrics
 
 Family = dict[str, Path]
@@ -65,3 +72,25 @@ def test_readings_add_up_replay_under_the_name_of_the_stream(family: Family) -> 
     assert python.replayed == (False, False, False)
     assert english.passes == pytest.approx(sum(english.tokens) / 2000)
     assert sum(english.tokens) + sum(python.tokens) == line[-1].ledger.tokens
+
+
+def test_a_converted_model_has_known_what_external_replay_stands_for(lab: Lab, tmp_path: Path) -> None:
+    other = lab.run("other", "english", {"english": (8.0, 2.0)})
+    config = load_run(other).config
+    origin = tmp_path / "converted"
+    origin.mkdir()
+    shutil.copy(other / "run.yaml", origin)
+    tokenizer = load_tokenizer("bytes")
+    (origin / LEDGER).write_text(converted_ledger(config.model, tokenizer, "from-hf", {"model": "m"}).to_json())
+    curves = {"english": (2.0, 2.25), "python": (4.0, 2.0)}
+    replay = {"share": "25%", "policy": "external", "streams": {"english": str(lab.folder / "english")}}
+    run = lab.run("second", "python", curves, origin, stage={"replay": replay}, schedule={"warmup": "10%"})
+    line = chain([run])
+    found = outcome(line)
+    assert found.homes == {"english": -1, "python": 0}
+    assert found.forgotten == [{"english": 0.25}]
+    assert [(gap.stage, gap.stream) for gap in measures(line, found).gaps] == [(0, "english")]
+    assert [reading.name for reading in readings(line)] == ["python", "replay-english"]
+    text = write_report([run], tmp_path / "report.html").read_text()
+    assert "from-hf" in text  # in the tree
+    assert "Runs of earlier stages are not where they were" not in text

@@ -10,6 +10,7 @@ import pytest
 
 from megacpt.errors import CheckpointError, ConfigError
 from megacpt.report import write_report
+from megacpt.report.style import THEME
 from tests.report.lab import Lab, write_metrics
 
 Family = dict[str, Path]
@@ -26,6 +27,7 @@ class Page(HTMLParser):
         self.links: list[str] = []
         self.tags: set[str] = set()
         self.words = ""
+        self.source = text
         self.feed(text)
         assert self.open == []
 
@@ -75,8 +77,10 @@ def test_the_page_says_what_was_learned_and_forgotten(compared: Page) -> None:
     text = compared.text
     assert "english → python → release" in text
     assert "Learned python from 4.40 to 1.84 bits a byte. Forgot english by 0.06 (by 0.55 with replay <0 %>)" in text
-    assert "average forgetting -0.037, backward transfer +0.037" in text
-    assert "average forgetting +0.220, backward transfer -0.220" in text
+    assert re.search(r"average forgetting [^+-]* -0\.037 \+0\.220 ", text)
+    assert re.search(r"maximum forgetting [^+-]* \+0\.060 \+0\.550 ", text)
+    assert re.search(r"backward transfer [^+-]* \+0\.037 -0\.220 ", text)
+    assert "python 2.420 +0.120 1.975 4.100 release 2.360 +0.060 1.840 -0.135" in text
 
 
 def test_the_page_needs_nothing_else(compared: Page) -> None:
@@ -100,6 +104,41 @@ def test_the_tables_say_what_was_read(compared: Page) -> None:
 def test_figures_name_streams_stages_and_lines(compared: Page) -> None:
     for words in ("english 2.36", "python 1.84", "c 4.00", "release (anneal)", "replay <0 %>", "learning rate"):
         assert words in compared.text
+
+
+def test_the_matrix_is_shaded_by_what_was_forgotten(compared: Page) -> None:
+    found = re.findall(r'<td class="heat (up|down)" style="--heat: ([0-9.]+)">([0-9.]+)<', compared.source)
+    shown = {value: (kind, float(heat)) for kind, heat, value in found[:3]}
+    assert shown == {"2.420": ("up", 0.53), "2.360": ("up", 0.27), "1.840": ("down", 0.6)}
+
+
+def test_the_colours_of_figures_follow_the_theme(compared: Page) -> None:
+    figures = re.findall(r"<svg.*?</svg>", compared.source, flags=re.DOTALL)
+    assert len(figures) > 4
+    assert not [colour for figure in figures for colour in re.findall(r": (#[0-9a-f]{6})\b", figure)]
+    used = set(re.findall(r"var\(--([a-z0-9-]+)\)", compared.source))
+    assert used <= set(THEME) | {"stream", "shade", "heat", "worse-rgb", "better-rgb"}
+
+
+def test_each_figure_is_drawn_for_broad_and_narrow_screens(compared: Page) -> None:
+    for name in ("held-out", "gaps", "training", "mixture"):
+        for kind in ("broad", "narrow"):
+            assert f'id="{name}-{kind}-figure_1"' in compared.source
+
+
+def test_stability_gaps_and_phases_are_shown(saga: Family, tmp_path: Path) -> None:
+    runs = [saga["release"], saga["c-release"]]
+    text = report(runs, tmp_path / "report.html", compare={"replay 0 %": [saga["python-0"]]}).text
+    assert "python english 2.300 +0.252 0.204 step 16 58 steps 59.3k tokens 6.20 +0.060" in text
+    assert "tokens into the stage python english (replay) 0 75 % 25 % 102k 75 % 25 % 205k 50 % 50 % 307k" in text
+    assert "c-release" in text
+    assert text.count("into c-with-a-long-name") == 2  # a panel for broad and one for narrow screens
+
+
+def test_a_folder_of_runs_is_a_report_of_all(family: Family, tmp_path: Path) -> None:
+    text = report([family["english"].parent], tmp_path / "report.html").text
+    assert "english → python → release" in text
+    assert "python-0-release" in text
 
 
 def test_the_page_is_the_same_each_time(family: Family, tmp_path: Path) -> None:
@@ -179,3 +218,5 @@ def test_a_run_without_metrics_is_an_error_and_leaves_the_old_page(lab: Lab, tmp
 def test_a_folder_is_no_page(family: Family, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"is a folder: give the name of a file, such as .*report\.html"):
         write_report([family["english"]], tmp_path)
+    with pytest.raises(ConfigError, match=r"is a folder: give the name of a file, such as .*report\.json"):
+        write_report([family["english"]], tmp_path / "report.html", json_out=tmp_path)

@@ -47,18 +47,6 @@ def test_shares(share: float, text: str) -> None:
     assert words.percent(share) == text
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(3.4, "3 s"), (89, "89 s"), (91, "2 min"), (3600, "60 min"), (11_100, "3 h 05 min"), (183_600, "2 d 3 h")],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert words.duration(seconds) == text
-
-
 def test_long_names_are_shortened() -> None:
     assert words.shortened("x" * 24) == "x" * 24
     assert words.shortened("x" * 25) == "x" * 23 + "…"
-
-
-def test_counts() -> None:
-    assert [words.counted(n, "line") for n in (1, 2, 3000)] == ["1 line", "2 lines", "3,000 lines"]

@@ -7,13 +7,18 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from megacpt.config import RunConfig
+from megacpt.checkpoint.store import Store, load_checkpoint
+from megacpt.checkpoint.tensors import check_metadata
+from megacpt.config import RunConfig, dump, load_run
+from megacpt.continuation.boundary import RUN
+from megacpt.continuation.ledger import LEDGER, Ledger
 from megacpt.engine.megatron import MegatronEngine
 from megacpt.engine.protocol import Batch, StepReport
 from megacpt.errors import MegacptError
@@ -108,3 +113,15 @@ def session(
             found.update(complete=outcome.complete, checkpoint=str(outcome.checkpoint), ledger=outcome.ledger.to_json())
     listening = signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, signal.SIG_IGN)
     return {**found, "rows": rows, "listening": listening}
+
+
+def weights_alone(folder: str, out: str) -> dict[str, Any]:
+    """Write the weights of a checkpoint as those of an average, without an optimizer's state; return where and what."""
+    path, run = Path(folder), Path(out)
+    ledger = Ledger.read(path)
+    config = load_run(path / RUN).model_copy(update={"run": run})
+    engine = MegatronEngine(config, 257, train=False)
+    load_checkpoint(path, engine)
+    averaged = replace(ledger, derived={"operation": "average", "of": [ledger.id], "weights": [1.0]})
+    made = Store(run).save(1, engine.state(), {LEDGER: averaged.to_json(), RUN: dump(config)})
+    return {"checkpoint": str(made), "stored": sorted(check_metadata(made).state_dict_metadata)}

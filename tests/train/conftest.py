@@ -52,9 +52,10 @@ def _in_order(rows: tuple[list[str], ...], microbatch: int) -> list[str]:
     return found
 
 
-def weights(pools: Pools, checkpoint: str | Path) -> dict[str, str]:
-    """The hashes of the weights and moments in a checkpoint."""
-    (found,) = pools(1).run("tests.checkpoint.cases:load", folder=str(checkpoint))
+def weights(pools: Pools, checkpoint: str | Path, **changes: Any) -> dict[str, str]:
+    """The hashes of the weights and moments in a checkpoint; `changes` are sections of its run that matter for it."""
+    sections = {name: changes[name] for name in changes if name in ("model", "optim")}
+    (found,) = pools(1).run("tests.checkpoint.cases:load", folder=str(checkpoint), **sections)
     assert isinstance(found, dict)
     return found
 

@@ -123,8 +123,8 @@ def test_a_third_stage_replays_both(
     third = session(config, parent=whole["checkpoint"])
     assert ledger(third).parent == Ledger.read(Path(whole["checkpoint"])).id
     consumed = ledger(third).stage.consumed
-    # 24 samples of english, 8 of c and 48 of python were consumed; replay in replay does not count again.
-    shares = {"new": 16.0, "replay-english": 4.8, "replay-c": 1.6, "replay-python": 9.6}
+    # 36 samples of english, 12 of c and 48 of python were consumed; those that were replayed count again.
+    shares = {"new": 16.0, "replay-english": 6.0, "replay-c": 2.0, "replay-python": 8.0}
     assert consumed == {name: pytest.approx(share * 16, abs=16) for name, share in shares.items()}
     assert sum(consumed.values()) == 4 * 128
     seen = {row for result in (first, whole) for step in result["rows"] for row in step}

@@ -39,6 +39,38 @@ def test_it_leaves_no_trace_in_the_weights(
     assert len(metrics(tmp_path / "watched", "eval")) == 2 * 5
 
 
+def _steps(run: Path) -> list[int]:
+    return [line["step"] for line in metrics(run, "eval")]
+
+
+def test_a_boundary_is_watched_closely(session: Session, streams: Streams, tmp_path: Path) -> None:
+    """After steps 1, 2, 4 and 8 of a stage that continues another, though it is killed between them."""
+    settings = {"evaluate": {"every": "10 steps", "dense": "9 steps", "streams": {"c": streams["c-valid"]}}}
+    mixture = {"english": streams["english"]}
+    first = session(run_mapping(tmp_path / "first", mixture, 4, **settings))
+    assert _steps(tmp_path / "first") == [0, 4]
+    second = run_mapping(tmp_path / "second", mixture, 12, **settings, stage={"name": "second"})
+    session(second, parent=first["checkpoint"], at=6, how="crash")
+    session(second, parent=first["checkpoint"])
+    assert _steps(tmp_path / "second") == [0, 1, 2, 4, 8, 10, 12]
+    settings["evaluate"]["dense"] = None  # type: ignore[assignment]
+    third = run_mapping(tmp_path / "third", mixture, 12, **settings, stage={"name": "third"})
+    watched = session(third, parent=first["checkpoint"])
+    assert _steps(tmp_path / "third") == [0, 10, 12]
+    assert watched["complete"]
+
+
+def test_the_length_of_evaluation_is_its_own(session: Session, streams: Streams, tmp_path: Path) -> None:
+    """Stages of other sequence lengths measure the same where they are told to."""
+    found = []
+    for length, own in ((16, None), (32, None), (32, 16)):
+        name = f"{length}-{own}"
+        held_out = {"seq_length": own, "streams": {"c": streams["c-valid"]}}
+        session(_config(tmp_path / name, streams, evaluate=held_out, batch={"seq_length": length, "sequences": 4}))
+        found.append(metrics(tmp_path / name, "eval")[0]["loss"])
+    assert found[0] == found[2] != found[1]
+
+
 def test_the_best_checkpoints_are_kept(session: Session, streams: Streams, tmp_path: Path) -> None:
     """Training on english first helps on c and then spoils it, so that the best is neither the first nor the last."""
     config = run_mapping(

@@ -74,6 +74,40 @@ def test_what_a_line_says(session: Session, streams: dict[str, str], tmp_path: P
     assert losses == [(line["step"], pytest.approx(line["loss"])) for line in lines]
     bits = [(event.step, event.value) for event in board.Scalars("bits_per_byte/held-out")]
     assert bits == [(line["step"], pytest.approx(line["bits_per_byte"])) for line in evaluations]
+    assert not [tag for tag in board.Tags()["scalars"] if tag.startswith("forgetting")]  # nothing is older
+
+
+def test_tensorboard_shows_what_is_forgotten_live(session: Session, streams: dict[str, str], tmp_path: Path) -> None:
+    """Forgetting counts from the start of the stage, also after a resume; the shares are those of the plan."""
+    held_out = {name: streams[f"{name}-valid"] for name in ("english", "python")}
+    first = run_mapping(tmp_path / "first", {"english": streams["english"]}, 3)
+    parent = session(first)["checkpoint"]
+    config = run_mapping(
+        tmp_path / "second",
+        {"python": streams["python"]},
+        8,
+        stage={"name": "second", "replay": {"share": "25%"}},
+        log={"every": "2 steps", "tensorboard": True},
+        evaluate={"every": "2 steps", "streams": held_out},
+    )
+    session(config, parent=parent, at=4, how="stop")
+    session(config)
+    lines = metrics(tmp_path / "second", "eval")
+    english = {line["step"]: line["bits_per_byte"] for line in lines if line["stream"] == "english"}
+
+    events = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
+    board = events.EventAccumulator(str(tmp_path / "second" / "tensorboard"))
+    board.Reload()
+    lost = {event.step: event.value for event in board.Scalars("forgetting/english")}
+    assert lost == {step: pytest.approx(bits - english[0], abs=1e-6) for step, bits in english.items()}
+    assert {0, 2, 4, 6, 8} <= lost.keys()
+    of_all = {key: [event.value for event in board.Scalars(f"forgetting_of_all/{key}")] for key in ("mean", "max")}
+    assert of_all["mean"] == of_all["max"] == list(lost.values())  # English is the only older stream
+    assert "forgetting/python" not in board.Tags()["scalars"]
+    shares = {
+        name: [event.value for event in board.Scalars(f"mixture/{name}")] for name in ("python", "replay-english")
+    }
+    assert shares == {"python": [0.75] * 4, "replay-english": [0.25] * 4}
 
 
 def test_speed_counts_the_steps_since_the_last_line(session: Session, streams: dict[str, str], tmp_path: Path) -> None:

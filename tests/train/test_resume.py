@@ -184,7 +184,8 @@ def test_before_anything_was_saved_the_settings_may_change(
     config["optim"] = {"peak_lr": 3e-2}
     kind, status, said = session(config)["error"]
     assert (kind, status) == ("ConfigError", 2)
-    assert "holds a run with other settings: optim changed" in said
+    assert "holds a run with other settings" in said
+    assert "optim.peak_lr: 0.02 -> 0.03" in said
 
 
 def test_a_continued_run_without_a_checkpoint_keeps_its_parent(
@@ -193,7 +194,7 @@ def test_a_continued_run_without_a_checkpoint_keeps_its_parent(
     config = _config(tmp_path / "run", streams)
     session(config, parent=whole["checkpoint"], at=1, how="crash")
     config["seed"] = 6
-    assert "seed changed" in session(config)["error"][2]  # `train` does not know the parent
+    assert "seed: 5 -> 6" in session(config)["error"][2]  # `train` does not know the parent
     assert session(config, parent=whole["checkpoint"], at=1, how="stop")["error"] is None
 
 

@@ -6,14 +6,15 @@ from typing import Any
 
 from megacpt.data.stream import TokenStream
 from megacpt.engine.protocol import StepReport
+from megacpt.evaluate.grid import Grid
 from megacpt.evaluate.loss import StreamLoss, evaluate_stream
-from megacpt.train.callbacks import Quiet, due
+from megacpt.train.callbacks import Quiet
 from megacpt.train.callbacks.metrics import Metrics
 from megacpt.train.loop import Run
 
 
 class Evaluation(Quiet):
-    """Measures the held-out streams at the start, every so often, and at the end of a stage.
+    """Measures the held-out streams at the start, every so often, and at the end of a stage; closely after a boundary.
 
     Attributes:
         latest: the last results.
@@ -29,7 +30,7 @@ class Evaluation(Quiet):
     def on_start(self, run: Run) -> None:
         """Open the streams, and measure before the first step."""
         settings = run.config.evaluate
-        self.every = settings.every.steps(run.config.stage.tokens, run.config.tokens_per_step)
+        self.grid = _grid(run)
         self.streams = {
             name: TokenStream.open(path, tokenizer=run.tokenizer) for name, path in settings.streams.items()
         }
@@ -38,15 +39,14 @@ class Evaluation(Quiet):
 
     def on_step(self, run: Run, report: StepReport) -> None:  # noqa: ARG002
         """Measure when it is due."""
-        if due(run.step, self.every, run.done):
+        if run.step in self.grid:
             self._measure(run)
 
     def _measure(self, run: Run) -> None:
-        config = run.config
+        config, settings = run.config, run.config.evaluate
+        length = settings.seq_length or config.batch.seq_length
         self.latest = [
-            evaluate_stream(
-                run.engine, name, stream, config.batch.seq_length, config.evaluate.tokens, config.batch.microbatch
-            )
+            evaluate_stream(run.engine, name, stream, length, settings.tokens, config.batch.microbatch)
             for name, stream in self.streams.items()
         ]
         self.metrics.evaluation(run, self.latest)
@@ -60,3 +60,13 @@ class Evaluation(Quiet):
     def load(self, state: dict[str, Any]) -> None:
         """Take over the results."""
         self.latest = [StreamLoss(**result) for result in state.get("latest", [])]
+
+
+def _grid(run: Run) -> Grid:
+    """The steps at which the streams of `run` are measured."""
+    config, settings = run.config, run.config.evaluate
+    every, dense = (
+        0 if duration is None else duration.steps(config.stage.tokens, config.tokens_per_step)
+        for duration in (settings.every, settings.dense)
+    )
+    return Grid(every, config.stage_steps, 0 if run.start.parent is None else dense)

@@ -1,0 +1,46 @@
+"""What a stage may change of the model that it continues, and why not the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megacpt.config.base import Problem
+from megacpt.config.model import ModelConfig
+
+_SHAPES = "it decides how many weights there are, and their shapes"
+_NUMBERS = "it decides what the trained weights compute"
+REASONS = {
+    "layers": _SHAPES,
+    "hidden": _SHAPES,
+    "ffn": _SHAPES,
+    "heads": _SHAPES,
+    "kv_heads": _SHAPES,
+    "head_dim": _SHAPES,
+    "vocab_size": _SHAPES,
+    "vocab_multiple": _SHAPES,
+    "qk_norm": _SHAPES,
+    "tied_embeddings": _SHAPES,
+    "qkv_bias": _SHAPES,
+    "bias": _SHAPES,
+    "activation": _NUMBERS,
+    "norm_eps": _NUMBERS,
+    "rope.share": "it decides which dimensions of a head carry positions",
+}
+"""Keys of the model that are fixed for a lineage. Others may change with a stage: the label, the longest sequence, base
+and scaling of the rotary positions (which have no weights), and `init_std`, which is for new weights alone."""
+
+
+def model_problems(before: ModelConfig, after: ModelConfig) -> Iterator[Problem]:
+    """Yield what a stage changes of its model and may not, each with the reason."""
+    for key, reason in REASONS.items():
+        old, new = _value(before, key), _value(after, key)
+        if old != new:
+            text = f"{new}: a stage cannot change this, the weights were trained with {old}: {reason}; remove the key"
+            yield Problem(f"model.{key}", text)
+
+
+def _value(model: ModelConfig, key: str) -> object:
+    value: object = model
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
