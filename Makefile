@@ -4,6 +4,7 @@
 #   make test     the same, run the test suite          (PYTEST_ARGS="-n 2 tests/data" passes arguments on)
 #   make lint     ruff                 make types    mypy
 #   make checks   lint, types, test    make clean    remove what was built and installed
+#   make wheel    dist/*.whl with the kernels built in (MEGACPT_CUDA_ARCHS="80;90;100" make wheel: those for GPUs too)
 #
 # Variables:
 #   PYTHON=/path/to/python3.11   the Python that makes .venv; otherwise the first of 3.10 to 3.12 that is found
@@ -25,7 +26,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint types checks clean
+.PHONY: demo test lint types checks wheel clean
 
 demo: $(STAMP)
 	@$(BIN)/megacpt demo
@@ -40,6 +41,10 @@ types: $(TOOLS)
 	@$(BIN)/mypy
 
 checks: lint types test
+
+wheel: $(STAMP)
+	@$(BIN)/python -m pip wheel -q $(PIP_ARGS) --no-deps --no-build-isolation --wheel-dir dist .
+	@ls dist/*.whl
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

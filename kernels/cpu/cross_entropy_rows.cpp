@@ -11,13 +11,7 @@ namespace megacpt {
 namespace MEGACPT_ISA {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int WIDTH = 16;
-#elif defined(__AVX2__)
-constexpr int WIDTH = 8;
-#else
-constexpr int WIDTH = 4;
-#endif
+#include "vectors.h"
 
 // Elements are taken in groups of 32, as PARTS pairs of registers. Element e of a float32 group goes to lane e, that of a
 // bfloat16 group to lane e / 2 + (e % 2) * 16: even and odd ones come apart with a shift and a mask, where widening them
@@ -26,21 +20,6 @@ constexpr int GROUP = 32;
 constexpr int HALF = GROUP / 2;
 constexpr int PARTS = HALF / WIDTH;
 constexpr int64_t BLOCK = 512;  // elements whose maximum is taken before their exponentials: stays in the L1 cache
-
-typedef float Floats __attribute__((vector_size(WIDTH * sizeof(float))));
-typedef int32_t Ints __attribute__((vector_size(WIDTH * sizeof(int32_t))));
-typedef uint32_t Bits __attribute__((vector_size(WIDTH * sizeof(uint32_t))));
-
-constexpr float NEGATIVE_INFINITY = -__builtin_inff();
-
-inline Floats all(float value) { return Floats{} + value; }
-
-template <typename Vector>
-inline Vector read(const void* from) {
-  Vector value;
-  __builtin_memcpy(&value, from, sizeof value);
-  return value;
-}
 
 struct Pair {
   Floats low, high;  // lanes part * WIDTH and HALF + part * WIDTH of a group
@@ -60,35 +39,10 @@ inline void store(float* group, int part, Pair pair) {
   __builtin_memcpy(group + HALF + part * WIDTH, &pair.high, sizeof pair.high);
 }
 
-// Round to nearest even, into the upper 16 bits; a NaN stays one whatever its payload.
-inline Bits rounded(Floats value) {
-  const Bits bits = (Bits)value, is_nan = (Bits)(value != value);
-  return (bits + 0x7fffu + ((bits >> 16) & 1u)) | (0x7fc00000u & is_nan);
-}
-
 inline void store(BFloat16* group, int part, Pair pair) {
   const Bits words = (rounded(pair.low) >> 16) | (rounded(pair.high) & 0xffff0000u);
   __builtin_memcpy(group + 2 * part * WIDTH, &words, sizeof words);
 }
-
-// exp(x) for x <= 0, within 1 ulp; 0 below -87 (under 2e-38 of the largest term), NaN for NaN.
-// 2^n * p(r) with r = x - n ln 2, |r| <= ln 2 / 2, and p fitted for the least relative error (3e-9).
-inline Floats exp_nonpositive(Floats x) {
-  const Floats magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, in the low bits
-  const Floats shifted = x * 1.44269504088896341f + magic;
-  const Floats n = shifted - magic;
-  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts; n times the first is exact
-  Floats q = all(1.38145988e-3f);
-  q = q * r + 8.36871658e-3f;
-  q = q * r + 4.16683890e-2f;
-  q = q * r + 1.66665211e-1f;
-  q = q * r + 4.99999940e-1f;
-  const Floats p = q * (r * r) + r + 1.0f;
-  const Ints power = ((Ints)shifted - (Ints)magic + 127) << 23;  // a product with 2^n, unlike an integer sum, keeps NaN
-  return x < -87.0f ? Floats{} : p * (Floats)power;
-}
-
-inline Floats maximum(Floats a, Floats b) { return b > a ? b : a; }
 
 // The last `count` elements of a row, filled up with -inf to a group.
 template <typename T>
@@ -96,7 +50,7 @@ struct Tail {
   T group[GROUP];
 
   Tail(const T* from, int64_t count) {
-    for (int part = 0; part < PARTS; ++part) store(group, part, {all(NEGATIVE_INFINITY), all(NEGATIVE_INFINITY)});
+    for (int part = 0; part < PARTS; ++part) store(group, part, {all(-INFINITE), all(-INFINITE)});
     __builtin_memcpy(group, from, count * sizeof(T));
   }
 };
@@ -128,7 +82,7 @@ inline void each_group(const T* row, int64_t count, const Take& take) {
 template <typename T>
 inline float block_maximum(const T* row, int64_t count) {
   Pair top[PARTS];
-  for (Pair& pair : top) pair = {all(NEGATIVE_INFINITY), all(NEGATIVE_INFINITY)};
+  for (Pair& pair : top) pair = {all(-INFINITE), all(-INFINITE)};
   each_group(row, count, [&](const T* group) {
     for (int part = 0; part < PARTS; ++part) {
       const Pair x = load(group, part);
@@ -169,7 +123,7 @@ inline void scaled_exponentials(const T* from, T* to, float shift, float scale) 
 template <typename T>
 inline void partials(const T* logits, const Partials& out, const int64_t* target, const Shape& shape, int64_t n) {
   const T* row = logits + n * shape.vocab;
-  float top = NEGATIVE_INFINITY, shift = 0.0f;
+  float top = -INFINITE, shift = 0.0f;
   double sum = 0.0;  // over blocks; inside a block float32 lanes
   for (int64_t start = 0; start < shape.vocab; start += BLOCK) {
     const int64_t count = shape.vocab - start < BLOCK ? shape.vocab - start : BLOCK;

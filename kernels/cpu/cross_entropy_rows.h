@@ -1,13 +1,9 @@
 // Row functions of the vocabulary-parallel cross entropy, declared for every instruction set they are compiled for.
 #pragma once
 
-#include <stdint.h>
+#include "numbers.h"
 
 namespace megacpt {
-
-struct BFloat16 {
-  uint16_t bits;
-};
 
 struct Shape {
   int64_t vocab;        // columns of this shard

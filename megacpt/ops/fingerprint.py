@@ -11,5 +11,5 @@ from pathlib import Path
 
 def fingerprint(sources: Path) -> str:
     """The hash of all C++ sources and headers in the folder `sources`, with their names."""
-    files = sorted(path for path in sources.iterdir() if path.suffix in (".h", ".cpp"))
+    files = sorted(path for path in sources.iterdir() if path.suffix in (".h", ".cpp", ".cuh", ".cu"))
     return sha256(b"\0".join(path.name.encode() + b"\0" + path.read_bytes() for path in files)).hexdigest()[:16]

@@ -25,3 +25,13 @@ def draw(seed: int, tokens: int, vocab: int, dtype: torch.dtype) -> tuple[torch.
     logits = torch.randn(tokens, vocab, generator=generator).mul_(4).to(dtype)
     target = torch.randint(0, vocab, (tokens,), generator=generator)
     return logits, target, torch.randn(tokens, generator=generator)
+
+
+def balanced(seed: int, tokens: int, experts: int) -> tuple[list[float], int, float]:
+    """Return what Sinkhorn's algorithm finds for this rank's part of the tokens, balanced over all ranks."""
+    from megacpt.ops.sinkhorn import sinkhorn
+    from tests.ops.test_sinkhorn import skewed
+
+    mine = skewed(tokens, experts, 2, 2, seed).chunk(dist.get_world_size())[dist.get_rank()]
+    found = sinkhorn(mine, group=dist.group.WORLD)
+    return found.log_u.tolist(), found.iterations, found.error
