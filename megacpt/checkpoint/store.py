@@ -230,11 +230,24 @@ def load_checkpoint(folder: Path, engine: Any, verified: bool = False, boundary:
     Raises:
         CheckpointError: if the checkpoint is damaged or holds another model; names the file.
     """
-    wrong = damage(folder, hashes=not verified)
-    if wrong is not None:
-        raise CheckpointError(f"the checkpoint is damaged: {wrong}; take an earlier one of the run, or a backup")
+    verify(folder, hashes=not verified)
     state = engine.state()
     engine.load(load_tensors(without_what_lacks(state, folder) if boundary else state, folder))
+
+
+def verify(folder: Path, hashes: bool = True) -> None:
+    """Compare the files of a checkpoint with its manifest; every rank calls this.
+
+    Args:
+        folder: the checkpoint.
+        hashes: compare contents, and not sizes alone.
+
+    Raises:
+        CheckpointError: if the checkpoint is damaged; names the file.
+    """
+    wrong = damage(folder, hashes)
+    if wrong is not None:
+        raise CheckpointError(f"the checkpoint is damaged: {wrong}; take an earlier one of the run, or a backup")
 
 
 def _on_first_rank(folder: Path, action: Callable[[], None]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,25 +13,27 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed beside peers, and compare measurements.")
 
+Arguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RUN.yaml] [KEY=VALUE]...", help="The run to measure, and changes such as `batch.microbatch=4`."
+    ),
+]
+Blocks = Annotated[int, typer.Option(min=2, help="Blocks of steps for each side; more narrow the interval.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch; by default its own choice.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result here.")]
+
 
 @app.command()
 def step(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[RUN.yaml] [KEY=VALUE]...",
-            help="The run to measure, and changes such as `batch.microbatch=4`.",
-        ),
-    ] = None,
+    arguments: Arguments = None,
     model: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="A model of configs/models instead; by default one of 10M parameters."),
     ] = None,
-    blocks: Annotated[int, typer.Option(min=2, help="Blocks of steps for each side; more narrow the interval.")] = 10,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch; by default its own choice.")] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the result here.")
-    ] = None,
+    blocks: Blocks = 10,
+    threads: Threads = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Measure a training step beside a plain PyTorch loop of the same model.
 
@@ -43,25 +45,66 @@ def step(
       megacpt bench step --model tiny batch.seq_length=512 --json tiny.json
       megacpt bench step configs/runs/english.yaml precision=bfloat16
     """
+    from megacpt.bench.step import TARGET, bench_config, bench_step
+
+    config = bench_config(_run_file(arguments), model, _changes(arguments))
+    result = _in_turns("engine and plain loop", lambda heard: bench_step(config, blocks, heard), blocks, threads)
+    _print_sides(result, "engine", "plain", TARGET)
+    if json_file is not None:
+        result.write(json_file)
+
+
+@app.command()
+def twin(
+    arguments: Arguments = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A model of configs/models instead; by default one of 31 + 1 experts."),
+    ] = None,
+    blocks: Blocks = 10,
+    threads: Threads = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure the step of a model with experts beside its dense twin, in which a token costs the same FLOPs.
+
+    Examples:
+      megacpt bench twin
+      megacpt bench twin batch.microbatch=4 model.moe.balance.kind=sinkhorn
+      megacpt bench twin --model NAME --threads 1 --json twin.json
+    """
+    from megacpt.bench.twin import TARGET, bench_twin, twin_config
+
+    config = twin_config(_run_file(arguments), model, _changes(arguments))
+    result = _in_turns("experts and dense twin", lambda heard: bench_twin(config, blocks, heard), blocks, threads)
+    _print_sides(result, "experts", "dense twin", TARGET)
+    if json_file is not None:
+        result.write(json_file)
+
+
+def _run_file(arguments: list[str] | None) -> Path | None:
+    files = [Path(text) for text in arguments or [] if "=" not in text]
+    if len(files) > 1:
+        raise typer.BadParameter(f"one run file at a time, not {' and '.join(map(str, files))}")
+    return files[0] if files else None
+
+
+def _changes(arguments: list[str] | None) -> list[str]:
+    return [text for text in arguments or [] if "=" in text]
+
+
+def _in_turns(
+    sides: str, bench: Callable[[Callable[[int, int], None]], BenchResult], blocks: int, threads: int | None
+) -> BenchResult:
+    """Run a benchmark of two sides under a progress bar."""
     import torch
     from rich.console import Console
     from rich.progress import Progress
 
-    from megacpt.bench.step import bench_config, bench_step
-
-    given = arguments or []
-    files = [Path(text) for text in given if "=" not in text]
-    if len(files) > 1:
-        raise typer.BadParameter(f"one run file at a time, not {' and '.join(map(str, files))}")
-    config = bench_config(files[0] if files else None, model, [text for text in given if "=" in text])
     if threads is not None:
         torch.set_num_threads(threads)
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("engine and plain loop, in turns", total=blocks)
-        result = bench_step(config, blocks, lambda done, _: progress.update(task, completed=done))
-    _print_step(result)
-    if json_file is not None:
-        result.write(json_file)
+        task = progress.add_task(f"{sides}, in turns", total=blocks)
+        return bench(lambda done, _: progress.update(task, completed=done))
 
 
 @app.command()
@@ -88,9 +131,7 @@ def data(
     folder: Annotated[
         Path | None, typer.Option("--dir", metavar="DIR", help="Where the streams are made, and deleted afterwards.")
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the result here.")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Measure our loader beside Megatron Core's GPTDataset and BlendedDataset on the same token files.
 
@@ -166,15 +207,16 @@ def compare(
         console.print(others)
 
 
-def _print_step(result: BenchResult) -> None:
+def _print_sides(result: BenchResult, first: str, second: str, target: float) -> None:
+    """Print the steps of two sides and their ratio."""
     from rich.console import Console
     from rich.table import Table
 
     from megacpt.bench.result import Interval
-    from megacpt.bench.step import CPU, PASSES, TARGET
+    from megacpt.bench.step import CPU, PASSES
 
     table = Table("", "step", "middle half", PASSES, CPU, "tokens/s")
-    for name in ("engine", "plain"):
+    for name in (first, second):
         series = result.series[name]
         parts = (_time(result.series[f"{name}: {part}"].median) for part in (PASSES, CPU))
         spread = " to ".join(map(_time, series.quartiles))
@@ -188,10 +230,8 @@ def _print_step(result: BenchResult) -> None:
         soft_wrap=True,
     )
     console.print(table)
-    for name, remark in (
-        ("engine / plain", f"; the aim is {TARGET} at most"),
-        (f"engine / plain: {CPU}", ""),
-    ):
+    whole = f"{first} / {second}"
+    for name, remark in ((whole, f"; the aim is {target} at most"), (f"{whole}: {CPU}", "")):
         found = result.figures[name]
         assert isinstance(found, Interval)
         spread = f"95 % interval {found.low:.3f} to {found.high:.3f}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from megacpt.config import RunConfig
+    from megacpt.config import ModelConfig, RunConfig
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Look at a run, check it, explain its keys.")
 
@@ -95,6 +95,69 @@ def explain(
     title, _, body = text.partition("\n")
     console.print(title, style="bold", markup=False, soft_wrap=True)
     console.print(body, markup=False, soft_wrap=True)
+
+
+@app.command()
+def dense_twin(
+    source: Annotated[
+        str, typer.Argument(metavar="MODEL_OR_RUN", help="A model (name or file), a run file, or a run folder.")
+    ],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the twin to this file.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write twin and costs to this file.")
+    ] = None,
+    multiple: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Make the twin's ffn a multiple of this, such as parallel.tensor.")
+    ] = 1,
+) -> None:
+    """Print the dense model in which a token costs as many FLOPs as in a model with experts.
+
+    Attention is the same; the MLP is as wide as the experts that a token uses and the shared one together. Costs and
+    sizes of both are in comments at the top. Costs are counted in sequences of batch.seq_length of a run, and of
+    max_seq_length of a model.
+
+    **Examples**
+
+    `megacpt config dense-twin runs/switch --out dense.yaml`
+
+    `megacpt train my-run.yaml model=dense.yaml parallel.expert=1 run=runs/dense`
+
+    `megacpt config dense-twin my-model.yaml --multiple 64 --json twin.json`
+    """
+    from megacpt.config.twin import dense_twin as twin_of
+    from megacpt.data.files import write_bytes, write_json
+    from megacpt.errors import ConfigError
+
+    model, length, vocab = _model(source)
+    twin = twin_of(model, length, vocab, multiple)
+    try:
+        if json_file is not None:
+            write_json(json_file, twin.to_dict())
+        if out is not None:
+            write_bytes(out, twin.to_yaml().encode())
+    except OSError as error:
+        raise ConfigError(f"{error.filename} cannot be written: {error.strerror}") from error
+    if out is None:
+        _print_yaml(twin.to_yaml())
+
+
+def _model(source: str) -> tuple[ModelConfig, int, int | None]:
+    """A model by itself or of a run, the length of its sequences, and the entries of its tokenizer if known."""
+    from megacpt.config import load_model, load_run
+    from megacpt.config.library import looks_like_path
+    from megacpt.config.yaml_text import read_document
+
+    path = Path(source).expanduser()
+    if path.is_dir():
+        path = path / "run.yaml"
+    elif not looks_like_path(source):
+        model = load_model(source)
+        return model, model.max_seq_length, None
+    if "model" in read_document(path).data:
+        run = load_run(path)
+        return run.model, run.batch.seq_length, _vocabulary(run)[0]
+    model = load_model(path)
+    return model, model.max_seq_length, None
 
 
 def _load(run_file: Path, overrides: list[str] | None, continues: Path | None) -> RunConfig:

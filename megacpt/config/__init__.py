@@ -14,6 +14,14 @@ from megacpt.config.mixture import (
     weights_over_time,
 )
 from megacpt.config.model import LinearScaling, Llama3Scaling, ModelConfig, RopeConfig, RopeScaling
+from megacpt.config.moe import (
+    Balance,
+    BiasBalance,
+    MoEConfig,
+    NoBalance,
+    PenaltyBalance,
+    SinkhornBalance,
+)
 from megacpt.config.parts import (
     BatchConfig,
     CheckpointConfig,
@@ -41,7 +49,9 @@ from megacpt.config.stage import StageConfig
 
 __all__ = [
     "AnnealSchedule",
+    "Balance",
     "BatchConfig",
+    "BiasBalance",
     "CheckpointConfig",
     "ConstantSchedule",
     "CosineSchedule",
@@ -52,10 +62,13 @@ __all__ = [
     "LinearSchedule",
     "Llama3Scaling",
     "LogConfig",
+    "MoEConfig",
     "ModelConfig",
+    "NoBalance",
     "OptimConfig",
     "ParallelConfig",
     "Part",
+    "PenaltyBalance",
     "PhaseConfig",
     "Rate",
     "ReplayConfig",
@@ -67,6 +80,7 @@ __all__ = [
     "RunConfig",
     "ScheduleConfig",
     "Share",
+    "SinkhornBalance",
     "StageConfig",
     "StreamConfig",
     "Tokens",

@@ -1,4 +1,4 @@
-"""What a stage does with the optimizer's state of the checkpoint that it continues, and what it leaves as it is."""
+"""What a stage does with the state of the checkpoint that it continues, and what it leaves as it is."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from megacpt.config.base import Number, Section
+from megacpt.config.upcycle import Upcycle
 from megacpt.errors import nearest
 
-PARTS = ("embeddings", "output", "norms", "attention", "mlp")
+PARTS = ("embeddings", "output", "norms", "attention", "mlp", "router", "experts")
 _LAYERS = re.compile(r"layers:(\d+)(?:-(\d+))?")
 
 
 class CarryConfig(Section):
-    """How much of the optimizer's moments goes on into a stage: 1 keeps, 0 resets, between counts the past less."""
+    """How much of the optimizer's moments goes on into a stage (1 keeps, 0 resets), and what becomes of the MLPs."""
 
     first_moment: Number = Field(
         default=1.0,
@@ -33,6 +34,14 @@ class CarryConfig(Section):
         description="The same for the running mean of the squared gradient, which sets the size of the steps. Where it "
         "begins anew and the first moment does not, it begins with the square of that one. Lion has none.",
         examples=[1.0, 0.1],
+    )
+    upcycle: Upcycle | None = Field(
+        default=None,
+        description="How the MLPs of a dense checkpoint become the experts that the stage gives in `model.moe` "
+        "(Komatsuzaki et al. 2022). copy: every expert starts as a copy of the MLP. shared: the shared expert starts "
+        "as the MLP, the others start with adding nothing. Both begin with the very function of the dense model. null: "
+        "not at all.",
+        examples=["copy", "shared"],
     )
 
 

@@ -50,6 +50,7 @@ def layout_problems(config: RunConfig, world_size: int | None = None, vocab: int
     """Yield what `check_layout` raises."""
     yield from _tensor_problems(config, vocab)
     yield from _pipeline_problems(config)
+    yield from _expert_problems(config, world_size)
     yield from _sequence_problems(config)
     yield from _evaluation_problems(config)
     yield from _vocab_problems(config, vocab)
@@ -103,6 +104,25 @@ def _pipeline_problems(config: RunConfig) -> Iterator[Problem]:
             valid = _divisors(layers // pipeline)
             text = f"{virtual} groups on each of {pipeline} stages do not divide model.layers ({layers})"
             yield Problem("parallel.virtual_pipeline", f"{text}: {_take(valid, virtual)}")
+
+
+def _expert_problems(config: RunConfig, world_size: int | None) -> Iterator[Problem]:
+    moe, parallel = config.model.moe, config.parallel
+    if moe is None:
+        if parallel.expert > 1:
+            text = f"{parallel.expert} ranks are to share experts, but the model has none: take 1, or give model.moe"
+            yield Problem("parallel.expert", text)
+        return
+    if parallel.tensor > 1 and not parallel.sequence:
+        text = "false: a model with experts needs sequence parallelism where parallel.tensor is above 1: take true"
+        yield Problem("parallel.sequence", text)
+    if moe.experts % parallel.expert:
+        text = f"{parallel.expert} does not divide model.moe.experts ({moe.experts})"
+        yield Problem("parallel.expert", f"{text}: {_take(_divisors(moe.experts), parallel.expert)}")
+    ranks = None if world_size is None else world_size // parallel.pipeline
+    if ranks is not None and ranks % parallel.expert:
+        text = f"{parallel.expert} does not divide the {ranks} ranks of a pipeline stage"
+        yield Problem("parallel.expert", f"{text}: {_take(_divisors(ranks), parallel.expert)}")
 
 
 def _sequence_problems(config: RunConfig) -> Iterator[Problem]:

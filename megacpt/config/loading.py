@@ -89,7 +89,7 @@ def _continuation_problems(parent: RunConfig, made: RunConfig) -> list[Problem]:
     if made.run.resolve() == parent.run.resolve():
         text = f"{made.run} is the folder of the run that is continued: give the new stage a folder of its own"
         problems.append(Problem("run", text))
-    return [*problems, *model_problems(parent.model, made.model)]
+    return [*problems, *model_problems(parent.model, made.model, made.stage.carry.upcycle)]
 
 
 def load_model(model: str | Path | Mapping[str, Any]) -> ModelConfig:

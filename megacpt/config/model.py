@@ -1,4 +1,4 @@
-"""The network: sizes and choices of a Llama-style dense decoder, and what follows from them."""
+"""The network: sizes and choices of a Llama-style decoder, dense or with experts, and what follows from them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from megacpt.config.base import Count, Number, Problem, Section, raise_problems
+from megacpt.config.moe import MoEConfig
 
 
 class LinearScaling(Section):
@@ -92,7 +93,7 @@ class RopeConfig(Section):
 
 
 class ModelConfig(Section):
-    """A dense decoder: RMSNorm before attention and MLP, rotary positions, grouped queries."""
+    """A decoder: RMSNorm before attention and MLP, rotary positions, grouped queries; dense or with experts."""
 
     name: str | None = Field(
         default=None,
@@ -199,6 +200,10 @@ class ModelConfig(Section):
         "projections back into the residual stream are drawn with `init_std / sqrt(2 * layers)`.",
         examples=[0.02],
     )
+    moe: MoEConfig | None = Field(
+        default=None,
+        description="Mixture of experts in the place of the MLP, in all layers or some of them. null: a dense model.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -231,6 +236,11 @@ class ModelConfig(Section):
                 f"{self.rope.share:g} of head_dim {self.head_dim} is {self.head_dim * self.rope.share:g} "
                 "rotated dimensions, not an even whole number: take another share, or an even head_dim",
             )
+        if self.moe is not None and self.bias:
+            yield Problem("bias", "true: experts have no biases, so a model with model.moe has none: take false")
+        if self.moe is not None and not any(self.moe_layers):
+            text = f"{self.moe.first_dense} leaves no layer with experts; model.layers is {self.layers}"
+            yield Problem("moe.first_dense", text)
 
     @property
     def rotary_dim(self) -> int:
@@ -252,21 +262,45 @@ class ModelConfig(Section):
             raise ValueError("the vocabulary is not known: give model.vocab_size, or the tokenizer's size")
         return -(-size // self.vocab_multiple) * self.vocab_multiple
 
-    def parameters(self, vocab: int | None = None) -> int:
-        """Number of trained parameters, the padded embedding included; `vocab` as for `padded_vocab`."""
-        embeddings = self.padded_vocab(vocab) * self.hidden * (1 if self.tied_embeddings else 2)
-        return embeddings + self.layers * self._layer_parameters() + self.hidden
+    @property
+    def moe_layers(self) -> list[bool]:
+        """Which layers have experts."""
+        return [False] * self.layers if self.moe is None else self.moe.layers(self.layers)
 
-    def _layer_parameters(self) -> int:
+    @property
+    def expert_ffn(self) -> int:
+        """Inner width of one routed expert; that of the MLP in a dense model."""
+        return self.ffn if self.moe is None or self.moe.ffn is None else self.moe.ffn
+
+    def parameters(self, vocab: int | None = None, active: bool = False) -> int:
+        """Number of trained parameters, the padded embedding included.
+
+        Args:
+            vocab: as for `padded_vocab`.
+            active: count only those that a token uses: `top_k` of the experts.
+        """
+        embeddings = self.padded_vocab(vocab) * self.hidden * (1 if self.tied_embeddings else 2)
+        feed_forward = sum(self._moe_parameters(active) if moe else self._mlp(self.ffn) for moe in self.moe_layers)
+        return embeddings + self.layers * self._attention_parameters() + feed_forward + self.hidden
+
+    def _attention_parameters(self) -> int:
+        """Weights of the attention of a layer, with the norms and biases of the layer."""
         query, key_value = self.heads * self.head_dim, 2 * self.kv_heads * self.head_dim
         attention = self.hidden * (query + key_value) + query * self.hidden
-        mlp_inner = self.ffn * (2 if self.gated else 1)
-        mlp = self.hidden * mlp_inner + self.ffn * self.hidden
         norms = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
         biases = query + key_value if self.bias or self.qkv_bias else 0
         if self.bias:
-            biases += self.hidden + mlp_inner + self.hidden
-        return attention + mlp + norms + biases
+            biases += self.hidden + self.ffn * (2 if self.gated else 1) + self.hidden
+        return attention + norms + biases
+
+    def _mlp(self, width: int) -> int:
+        return self.hidden * width * (3 if self.gated else 2)
+
+    def _moe_parameters(self, active: bool) -> int:
+        assert self.moe is not None
+        used = self.moe.top_k if active else self.moe.experts
+        router = self.hidden * self.moe.experts
+        return router + used * self._mlp(self.expert_ffn) + self._mlp(self.moe.shared_ffn)
 
 
 def _choices(values: Iterator[int]) -> str:

@@ -53,7 +53,11 @@ class Multipliers(Section):
     attention: Multiplier = Field(
         default_factory=Multiplier, description="Queries, keys, values and the projection back, without their norms."
     )
-    mlp: Multiplier = Field(default_factory=Multiplier, description="The MLP of each layer, without its norm.")
+    mlp: Multiplier = Field(
+        default_factory=Multiplier, description="The MLP of each layer, without its norm; shared experts too."
+    )
+    router: Multiplier = Field(default_factory=Multiplier, description="The routers of a model with experts.")
+    experts: Multiplier = Field(default_factory=Multiplier, description="The routed experts of a model with experts.")
     lower_layers: LowerLayersMultiplier = Field(
         default_factory=LowerLayersMultiplier, description="The first layers as a whole, norms included."
     )

@@ -59,8 +59,8 @@ class OptimConfig(Section):
     freeze: list[FrozenPart] = Field(
         default_factory=list,
         description="Parts that the stage leaves as they are, to the last bit: embeddings, output, norms, attention, "
-        "mlp, or layers counted from the input, as layers:3 or layers:1-4. They have no gradient and no optimizer "
-        "state; a later stage that trains them again begins with a new state for them.",
+        "mlp, router, experts, or layers counted from the input, as layers:3 or layers:1-4. They have no gradient and "
+        "no optimizer state; a later stage that trains them again begins with a new state for them.",
         examples=["[embeddings, layers:1-4]"],
     )
     beta1: Number = Field(
@@ -149,10 +149,19 @@ class ParallelConfig(Section):
         "`batch.seq_length`.",
         examples=[2],
     )
+    expert: Count = Field(
+        default=1,
+        ge=1,
+        description="Expert-parallel size: ranks that share the experts of a layer, out of those that tensor, context "
+        "and data parallelism make. It must divide `model.moe.experts` and the ranks of a pipeline stage. Experts are "
+        "whole on a rank, also with `tensor` above 1.",
+        examples=[2],
+    )
     sequence: bool = Field(
         default=False,
         description="Sequence parallelism: norms and residuals are split along the sequence among the "
-        "tensor-parallel ranks. Saves activation memory; needs `tensor` above 1.",
+        "tensor-parallel ranks. Saves activation memory; needs `tensor` above 1. A model with experts needs it where "
+        "`tensor` is above 1.",
         examples=[True],
     )
     distributed_optimizer: bool = Field(
@@ -225,6 +234,12 @@ class EvaluateConfig(Section):
         "longer sequences, so give one length for the whole lineage where a stage changes batch.seq_length and its "
         "losses are compared with those before.",
         examples=[2048],
+    )
+    routing: Tokens | None = Field(
+        default=Tokens.parse("8k"),
+        description="In a model with experts, how many tokens of each stream are looked at to measure where they are "
+        "routed: the load of the experts, and how many choices are still those of the start of the stage. null: none.",
+        examples=["16k"],
     )
     streams: dict[StreamName, LocalPath] = Field(
         default_factory=dict,

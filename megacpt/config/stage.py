@@ -54,7 +54,7 @@ class StageConfig(Section):
     replay: ReplayConfig = Field(default_factory=ReplayConfig, description="Samples from streams of earlier stages.")
     carry: CarryConfig = Field(
         default_factory=CarryConfig,
-        description="What of the optimizer's state of the checkpoint goes on into the stage; a first one has none.",
+        description="What of the checkpoint goes on into the stage, and as what; a first stage has none.",
     )
     controller: RetentionConfig | None = Field(
         default=None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +13,9 @@ from typing import Any
 from megacpt import __version__
 from megacpt.checkpoint.store import find_checkpoint
 from megacpt.config import Duration, ModelConfig, RunConfig, dump, load_run, overlay
+from megacpt.config.base import Problem
 from megacpt.config.fixed import model_problems
+from megacpt.config.upcycle import KEY
 from megacpt.config.yaml_text import read_document
 from megacpt.continuation.carry import carry_record
 from megacpt.continuation.changes import differences, settings
@@ -105,7 +107,7 @@ def first_ledger(config: RunConfig, parent: Path | None) -> Ledger:
             f"{before.tokenizer['fingerprint'][:12]}), and {config.tokenizer} is another "
             f"({tokenizer.fingerprint[:12]}); a stage cannot change it"
         )
-    problems = [] if before is None else list(model_problems(ModelConfig.model_validate(before.model), config.model))
+    problems = list(_model_problems(config, before))
     if problems:
         raise ConfigError("\n".join(map(str, problems)))
     record = _record(config, before, parent, tokenizer)
@@ -142,6 +144,15 @@ def started(run: Path) -> Ledger | None:
     """Return the ledger at the start of a run, or None if the folder holds no run."""
     path = run / START
     return Ledger.read_file(path) if path.is_file() else None
+
+
+def _model_problems(config: RunConfig, before: Ledger | None) -> Iterator[Problem]:
+    upcycle = config.stage.carry.upcycle
+    if before is not None:
+        yield from model_problems(ModelConfig.model_validate(before.model), config.model, upcycle)
+    elif upcycle is not None:
+        text = f"{upcycle}: a first stage begins with new weights, there is nothing to make experts of: remove the key"
+        yield Problem(KEY, text)
 
 
 def _record(config: RunConfig, before: Ledger | None, parent: Path | None, tokenizer: Tokenizer) -> StageRecord:

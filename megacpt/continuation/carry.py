@@ -1,11 +1,14 @@
-"""What becomes of the optimizer's state at a boundary: in the ledger when a stage begins, done when it loads."""
+"""What becomes of a checkpoint's state at a boundary: in the ledger when a stage begins, done when it loads."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from megacpt.checkpoint.store import load_checkpoint
 from megacpt.config import RunConfig
 from megacpt.continuation.ledger import Ledger, StageRecord
+from megacpt.continuation.upcycle import load_upcycled
 from megacpt.engine.protocol import Engine
 from megacpt.optim.moments import Carry
 
@@ -26,7 +29,7 @@ def carry_record(config: RunConfig, before: Ledger | None) -> dict[str, Any]:
     Returns:
         Empty for a first stage. Else ``optimizer``: its kind before and after (null before, where the parent's weights
         were not made by training); and by mean of the new optimizer ``factor``, as `Carry.factor` and 0 where the
-        parent has no such mean, and ``decay`` before and after.
+        parent has no such mean, and ``decay`` before and after. Where MLPs become experts, ``upcycle`` says how.
     """
     if before is None:
         return {}
@@ -40,7 +43,28 @@ def carry_record(config: RunConfig, before: Ledger | None) -> dict[str, Any]:
             found[mean] = {"factor": getattr(config.stage.carry, mean), "decay": [old[had[mean][1]], after]}
         else:
             found[mean] = {"factor": 0.0, "decay": [after, after]}
+    if config.stage.carry.upcycle is not None:
+        found["upcycle"] = config.stage.carry.upcycle
     return found
+
+
+def load_parent(folder: Path, engine: Engine, start: Ledger) -> None:
+    """Load the checkpoint that a stage begins on, as the record of the stage says; every rank calls this.
+
+    Args:
+        folder: the checkpoint.
+        engine: of the stage.
+        start: the ledger at the start of the stage.
+
+    Raises:
+        CheckpointError: if the checkpoint is damaged or holds another model; names the file.
+    """
+    upcycle = start.stage.carry.get("upcycle")
+    if upcycle is None:
+        load_checkpoint(folder, engine, boundary=True)
+    else:
+        load_upcycled(folder, engine, start.model["layers"], upcycle)
+    apply_carry(engine, start.stage)
 
 
 def apply_carry(engine: Engine, record: StageRecord) -> None:

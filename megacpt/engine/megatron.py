@@ -1,4 +1,4 @@
-"""The Megatron Core engine: TP, SP, PP (1F1B and interleaved), CP, DP and the distributed optimizer."""
+"""The Megatron Core engine: TP, SP, PP (1F1B and interleaved), CP, EP, DP and the distributed optimizer."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ from torch import Tensor
 from megacpt.engine.optimizer_state import OptimizerState
 from megacpt.engine.plug_in import megatron_optimizer
 from megacpt.engine.predictions import predict
-from megacpt.engine.protocol import Batch, Predictions, StepReport
+from megacpt.engine.protocol import Batch, Choices, Predictions, StepReport
+from megacpt.engine.routing import choices, load_statistics, routers_of, whole_model
 from megacpt.model.attention import context_slice
 from megacpt.model.builder import build_model, transformer_config
 from megacpt.model.init import initialise
+from megacpt.model.load import end_step
 from megacpt.optim.freeze import Frozen, freeze
 from megacpt.optim.groups import group_overrides
 from megacpt.optim.moments import Carry
@@ -59,6 +61,10 @@ class MegatronEngine:
         self.chunks = build_model(config.model, self.transformer, config.model.padded_vocab(vocab_size), self.layout)
         for chunk in self.chunks:
             chunk.to(self.device)
+        self.routers = routers_of(self.chunks)
+        for router in self.routers:
+            router.load.reset(self.device)
+        self.moe_layers = [number for number, moe in enumerate(config.model.moe_layers, 1) if moe]
         initialise(self.chunks, config.model.init_std, config.seed)
         self.schedule = get_forward_backward_func()
         self.optimizer: Any = None
@@ -136,7 +142,14 @@ class MegatronEngine:
         self.optimizer.zero_grad()
         loss, tokens = self._run(batches, forward_only=False)
         grad_norm, skipped = self._update(rate, weight_decay)
-        return StepReport(loss / max(tokens, 1), tokens, grad_norm, skipped)
+        return StepReport(loss / max(tokens, 1), tokens, grad_norm, skipped, self._end_step(learn=not skipped))
+
+    def _end_step(self, learn: bool) -> dict[str, float]:
+        """Let the routers learn from the step; return what there is to say of their load."""
+        if not self.moe_layers:
+            return {}
+        loads = end_step(self.routers, learn)
+        return load_statistics(whole_model(loads, self.moe_layers, self.device))
 
     def evaluate(self, batches: Sequence[Batch]) -> tuple[float, int]:
         """See `protocol.Engine.evaluate`; nothing of the training state changes."""
@@ -148,6 +161,10 @@ class MegatronEngine:
     def predict(self, batches: Sequence[Batch]) -> Predictions:
         """See `protocol.Engine.predict`; nothing of the training state changes."""
         return predict(self, batches)
+
+    def choices(self, batches: Sequence[Batch]) -> Choices | None:
+        """See `protocol.Engine.choices`; nothing of the training state changes."""
+        return choices(self, batches)
 
     def state(self) -> dict[str, Any]:
         """See `protocol.Engine.state`."""
@@ -202,7 +219,7 @@ class MegatronEngine:
         if not math.isfinite(grad_norm):
             return grad_norm, True
         clip = self.config.optim.clip or 0.0
-        parameters = optimizer.get_parameters()
+        parameters = [p for part in optimizer.chained_optimizers for p in part.get_parameters()]
         if clip > 0 and parameters:
             clip_grad_by_total_norm_fp32(parameters, max_norm=clip, total_norm=grad_norm)
         for group in optimizer.param_groups:

@@ -38,11 +38,15 @@ def _part_of(template: Any, tensor: Tensor, prefix: str = "") -> Any:
     return replace(template, key=prefix + template.key, data=tensor, dtype=tensor.dtype)
 
 
-def _count_of(template: Any, count: float, prefix: str) -> ShardedTensor:
+def _count_of(template: Any, count: float, prefix: str, expert: bool) -> ShardedTensor:
     """Describe a number that belongs to a parameter as this layer's entry of a tensor with one for each layer."""
     part = template.build()[0] if isinstance(template, ShardedTensorFactory) else template
     layer, layers = (part.global_offset[0], part.global_shape[0]) if part.prepend_axis_num else (0, 1)
     copy, _, data_rank = template.replica_id
+    # Ranks that hold different parts of the parameter hold the same number: one of them writes it.
+    other = parallel_state.get_tensor_model_parallel_rank()
+    if expert:
+        other = parallel_state.get_expert_model_parallel_rank()
     return ShardedTensor(
         key=prefix + template.key,
         data=torch.tensor([count], dtype=torch.float64),
@@ -51,8 +55,7 @@ def _count_of(template: Any, count: float, prefix: str) -> ShardedTensor:
         global_shape=(layers,),
         global_offset=(layer,),
         axis_fragmentations=(layers,),
-        # Tensor-parallel ranks hold parts of the parameter, but all of them the same number.
-        replica_id=(copy, parallel_state.get_tensor_model_parallel_rank(), data_rank),
+        replica_id=(copy, other, data_rank),
     )
 
 
@@ -122,7 +125,9 @@ class OptimizerState:
                 else:
                     count = counts[id(parameter)][moment]
                 state[f"{name}/{moment}"] = _part_of(template, value, f"optimizer.state.{moment}.")
-                state[f"{name}/{moment}/count"] = _count_of(template, count, f"optimizer.count.{moment}.")
+                state[f"{name}/{moment}/count"] = _count_of(
+                    template, count, f"optimizer.count.{moment}.", not getattr(parameter, "allreduce", True)
+                )
         return state
 
     @torch.no_grad()

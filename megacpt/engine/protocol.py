@@ -39,6 +39,19 @@ class Predictions(NamedTuple):
     hits: NDArray[np.bool_]
 
 
+class Choices(NamedTuple):
+    """Which experts the tokens of some microbatches go to.
+
+    Attributes:
+        experts: [m, n, L, k] int16, for each layer with experts, in the order of the model; -1 for a dropped choice.
+            Rows n as in `Predictions`.
+        layers: [m], the numbers of these layers in the model, from 1.
+    """
+
+    experts: NDArray[np.int16]
+    layers: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class StepReport:
     """What one optimizer step did.
@@ -87,6 +100,9 @@ class Engine(Protocol):
 
     def predict(self, batches: Sequence[Batch]) -> Predictions:
         """Return how well each token is predicted, over all ranks and on every rank; `Batch.valid` is not looked at."""
+
+    def choices(self, batches: Sequence[Batch]) -> Choices | None:
+        """Return which experts each token goes to in evaluation, over all ranks and on every rank; None without any."""
 
     def state(self) -> dict[str, Any]:
         """Describe the weights and the optimizer's state as parts of global tensors, for saving or loading into."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +17,17 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+    get_transformer_layer_offset,
+)
 from torch import Tensor
 
 from megacpt.model.activation import Activation
 from megacpt.model.attention import CausalAttention
 from megacpt.model.linear import ColumnLinear, RowLinear
+from megacpt.model.moe import dispatch_locally, expert_layer_spec
 from megacpt.model.norm import RMSNorm
 from megacpt.model.rope import scale_frequencies
 from megacpt.ops.cross_entropy import fused_cross_entropy
@@ -98,11 +103,32 @@ def transformer_config(
         bias_activation_fusion=False,
         masked_softmax_fusion=False,
         persist_layer_norm=False,
+        **_expert_settings(model, layout),
     )
 
 
-def layer_spec(qk_norm: bool) -> ModuleSpec:
-    """Return the spec of a pre-norm decoder layer: attention, then a feed-forward network."""
+def _expert_settings(model: ModelConfig, layout: Layout) -> dict[str, Any]:
+    """Megatron's settings of a model with experts; what is routed where is decided by `router.Router`."""
+    if model.moe is None:
+        return {}
+    return {
+        "num_moe_experts": model.moe.experts,
+        "moe_router_topk": model.moe.top_k,
+        "moe_router_pre_softmax": True,
+        "moe_ffn_hidden_size": model.expert_ffn,
+        "moe_shared_expert_intermediate_size": model.moe.shared_ffn or None,
+        # A list, even where all layers have experts, so that layers are named one by one in checkpoints.
+        "moe_layer_freq": [int(moe) for moe in model.moe_layers],
+        "moe_token_dispatcher_type": "alltoall",
+        "moe_router_load_balancing_type": "none",
+        "expert_model_parallel_size": layout.expert,
+        "expert_tensor_parallel_size": 1,
+    }
+
+
+def layer_spec(model: ModelConfig, layout: Layout, experts: bool) -> ModuleSpec:
+    """Return the spec of a pre-norm decoder layer: attention, then a feed-forward network or experts."""
+    qk_norm = model.qk_norm
     head_norm = RMSNorm if qk_norm else IdentityOp
     attention = ModuleSpec(
         module=SelfAttention,
@@ -119,6 +145,8 @@ def layer_spec(qk_norm: bool) -> ModuleSpec:
         module=MLP,
         submodules=MLPSubmodules(linear_fc1=ColumnLinear, activation_func=Activation, linear_fc2=RowLinear),
     )
+    if experts and model.moe is not None:
+        feed_forward = expert_layer_spec(model.moe, layout.expert)
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -152,7 +180,11 @@ class CausalLM(GPTModel):
 
 
 def build_stage(
-    model: ModelConfig, config: TransformerConfig, padded_vocab: int, virtual_stage: int | None = None
+    model: ModelConfig,
+    config: TransformerConfig,
+    padded_vocab: int,
+    layout: Layout,
+    virtual_stage: int | None = None,
 ) -> CausalLM:
     """Build this rank's part of the model, uninitialised.
 
@@ -160,13 +192,15 @@ def build_stage(
         model: the network.
         config: its translation by `transformer_config`.
         padded_vocab: rows of the embedding.
+        layout: the parallel layout.
         virtual_stage: which chunk of the rank, with interleaved pipelines.
     """
-    spec = layer_spec(model.qk_norm)
-    layers = get_num_layers_to_build(config, vp_stage=virtual_stage)
+    first = get_transformer_layer_offset(config, vp_stage=virtual_stage)
+    last = first + get_num_layers_to_build(config, vp_stage=virtual_stage)
+    specs = [layer_spec(model, layout, experts) for experts in model.moe_layers[first:last]]
     stage = CausalLM(
         config=config,
-        transformer_layer_spec=TransformerBlockSubmodules([spec] * layers, layer_norm=RMSNorm),
+        transformer_layer_spec=TransformerBlockSubmodules(specs, layer_norm=RMSNorm),
         vocab_size=padded_vocab,
         max_sequence_length=model.max_seq_length,
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=virtual_stage),
@@ -179,6 +213,8 @@ def build_stage(
         pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
         vp_stage=virtual_stage,
     )
+    if layout.expert == 1:
+        dispatch_locally(stage)
     rope = stage.rotary_pos_emb
     rope.inv_freq = scale_frequencies(rope.inv_freq, model.rope.scaling)
     return stage
@@ -187,5 +223,5 @@ def build_stage(
 def build_model(model: ModelConfig, config: TransformerConfig, padded_vocab: int, layout: Layout) -> list[CausalLM]:
     """Build this rank's model chunks: one, or one for each virtual pipeline stage."""
     if layout.virtual_pipeline == 1:
-        return [build_stage(model, config, padded_vocab)]
-    return [build_stage(model, config, padded_vocab, stage) for stage in range(layout.virtual_pipeline)]
+        return [build_stage(model, config, padded_vocab, layout)]
+    return [build_stage(model, config, padded_vocab, layout, stage) for stage in range(layout.virtual_pipeline)]

@@ -28,6 +28,9 @@ def part_of(name: str, tied: bool) -> str | None:
         return "embeddings" if tied else "output"
     if ".self_attention." in name:
         return "attention"
+    for part in ("router", "experts"):
+        if f".mlp.{part}." in name:
+            return part
     return "mlp" if ".mlp." in name else None
 
 

@@ -90,11 +90,14 @@ def execute(recipe: Recipe, out: Path, seeds: int, say: Say) -> Executed | None:
 
 
 def _claim(out: Path, recipe: Recipe) -> None:
-    """Refuse a folder that holds runs of other settings; say in it whose it is."""
+    """Refuse a folder that holds the same runs with other settings; say in it whose it is and what it holds."""
     path, plan = out / _PLAN, json.loads(json.dumps(recipe.training))
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
-        other = [key for key in plan if before.get(key) != plan[key]]
+        known, runs = ({run["name"]: run for run in content.get("runs", [])} for content in (before, plan))
+        plan["runs"] = list({**known, **runs}.values())
+        other = [key for key in plan if key != "runs" and before.get(key) != plan[key]]
+        other += ["runs"] if any(known.get(name, run) != run for name, run in runs.items()) else []
         if other:
             raise ConfigError(
                 f"{out} holds runs of the recipe {before.get('name')} with other settings ({', '.join(other)} differ): "

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from megacpt.config import Share
+from megacpt.config import Share, load_model
 from megacpt.config.base import Interval, Section
 from megacpt.config.library import configs_folder, looks_like_path
+from megacpt.config.overrides import merge
 from megacpt.config.yaml_text import parse_value, read_document
 from megacpt.errors import ConfigError, nearest
 from megacpt.recipes.formula import Formula
 from megacpt.recipes.template import combinations, fill
 
-Domain = Literal["english", "python", "c"]
+Domain = Literal["english", "python", "c", "rot13"]
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 _TEMPLATED = ("texts", "base", "runs", "measures", "comparisons", "full_size")
 
@@ -24,7 +25,10 @@ _TEMPLATED = ("texts", "base", "runs", "measures", "comparisons", "full_size")
 class Text(Section):
     """A stream of text that every machine has."""
 
-    domain: Domain = Field(description="Which text: English prose, Python or C, as `megacpt demo` collects them.")
+    domain: Domain = Field(
+        description="Which text: English prose, Python or C, as `megacpt demo` collects them; or rot13, the English "
+        "with each letter moved by 13 places: known letters, unknown words, for a strong shift."
+    )
     noise: Share = Field(
         default=Share.parse("0%"),
         description="Replace characters of each document at random: a share of them that is drawn, document by "
@@ -68,13 +72,32 @@ class RecipeRun(Section):
 
 
 class Measure(Section):
-    """A number taken from a run: bits a byte on held-out text, averaged over streams."""
+    """A number taken from a run: loss or routing of held-out text, averaged over streams, or routing in training."""
 
-    streams: list[str] = Field(min_length=1, description="Domains whose held-out text counts, each alike.")
+    of: Literal["bits_per_byte", "max_load", "saturation_start", "training_max_load"] = Field(
+        default="bits_per_byte",
+        description="Bits a byte; or of a model with experts, as the mean over its layers: the busiest expert's share "
+        "of the tokens, the share of the choices that are still those before the first step, or the busiest expert's "
+        "share of the batches that are trained on.",
+    )
+    streams: list[str] = Field(
+        default_factory=list, description="Domains whose held-out text counts, each alike. None with training_max_load."
+    )
     when: Literal["start", "end", "highest"] = Field(
         default="end", description="Before the first step, after the last, or the highest value after the first step."
     )
     within: Interval | None = Field(default=None, description="highest: only up to here in the stage.")
+    after: Interval | None = Field(default=None, description="highest: only behind this point of the stage.")
+
+    @property
+    def of_experts(self) -> bool:
+        """Whether only a model with experts has it."""
+        return self.of != "bits_per_byte"
+
+    @property
+    def of_training(self) -> bool:
+        """Whether it is taken from the batches that are trained on."""
+        return self.of == "training_max_load"
 
 
 class Comparison(Section):
@@ -202,12 +225,35 @@ def _check(recipe: Recipe, path: Path) -> None:
         before.add(run.name)
     domains = {text.domain for text in recipe.texts.streams.values()}
     for name, measure in recipe.measures.items():
-        wrong += [f"measures.{name}: no stream is of the domain '{s}'" for s in measure.streams if s not in domains]
-        if measure.within is not None and measure.when != "highest":
-            wrong.append(f"measures.{name}: `within` belongs to `when: highest`")
+        wrong += [f"measures.{name}: {text}" for text in _measure_problems(measure, domains)]
+    experts = _with_experts(recipe)
     for comparison in recipe.comparisons:
         for term in comparison.formula.terms:
             if term.run not in before or term.measure not in recipe.measures:
                 wrong.append(f"comparisons: {comparison.value}: there is no {term.run}.{term.measure}")
+            elif recipe.measures[term.measure].of_experts and not experts.get(term.run):
+                wrong.append(f"comparisons: {comparison.value}: {term.run} has no experts for {term.measure}")
     if wrong:
         raise ConfigError("\n".join(f"{path}: {text}" for text in wrong))
+
+
+def _measure_problems(measure: Measure, domains: set[Domain]) -> Iterator[str]:
+    yield from (f"no stream is of the domain '{s}'" for s in measure.streams if s not in domains)
+    if measure.of_training == bool(measure.streams):
+        yield "training_max_load has no `streams`" if measure.of_training else "give it `streams`"
+    if measure.of_training and measure.when == "start":
+        yield "nothing is trained on at the start: `when: end` or `highest`"
+    for key in ("within", "after"):
+        if getattr(measure, key) is not None and measure.when != "highest":
+            yield f"`{key}` belongs to `when: highest`"
+
+
+def _with_experts(recipe: Recipe) -> dict[str, bool]:
+    """Whether the model of each trained run has experts."""
+    found: dict[str, bool] = {}
+    for run in recipe.runs:
+        if run.source is None and isinstance(model := merge(recipe.base, run.keys).get("model"), str | dict):
+            found[run.name] = load_model(model).moe is not None
+        elif run.source in found and run.average is None:
+            found[run.name] = found[run.source]
+    return found

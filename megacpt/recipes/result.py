@@ -15,7 +15,7 @@ from megacpt.config.yaml_text import write_yaml
 from megacpt.continuation.ledger import Ledger
 from megacpt.data.files import write_bytes, write_json
 from megacpt.recipes.execute import Executed
-from megacpt.recipes.measure import measured
+from megacpt.recipes.measure import RunRecord
 from megacpt.recipes.recipe import Comparison, Recipe
 from megacpt.recipes.statistics import Estimate, estimate
 
@@ -28,7 +28,7 @@ class Finding:
         name: what is compared.
         value: the sum of measures.
         expected: the claim about it.
-        values: bits a byte, one for each seed.
+        values: one for each seed.
         estimate: their mean and its interval.
         verdict: whether the claim holds here, in words.
     """
@@ -49,7 +49,7 @@ class RecipeResult:
         recipe: what was run.
         seeds: seeds of the repetitions.
         findings: the comparisons.
-        measures: bits a byte by run and measure, a value for each seed; a measure that a run lacks is left out.
+        measures: by run and measure, a value for each seed; a measure that a run lacks is left out.
         seconds: wall time by run, over all seeds.
         tokens: tokens of the stage of each run; 0 for an average.
         created: date and time, UTC.
@@ -87,11 +87,11 @@ def _outside(found: Estimate, margin: float) -> bool:
     return found.low is not None and found.high is not None and (found.low > margin or found.high < -margin)
 
 
-def finding(comparison: Comparison, folders: Sequence[Mapping[str, Path]], recipe: Recipe) -> Finding:
+def finding(comparison: Comparison, records: Sequence[Mapping[str, RunRecord]], recipe: Recipe) -> Finding:
     """Return what came of a comparison over the seeds, each with itself."""
     values = [
-        comparison.formula.value(lambda run, measure, seed=seed: measured(seed[run], recipe.measures[measure]))  # type: ignore[misc]
-        for seed in folders
+        comparison.formula.value(lambda run, measure, seed=seed: seed[run].measured(recipe.measures[measure]))  # type: ignore[misc]
+        for seed in records
     ]
     found = estimate(values)
     claim = comparison.expected
@@ -101,23 +101,21 @@ def finding(comparison: Comparison, folders: Sequence[Mapping[str, Path]], recip
 def collect(recipe: Recipe, executed: Executed) -> RecipeResult:
     """Measure the runs of a recipe and compare."""
     names = [run.name for run in recipe.runs]
+    records = [{name: RunRecord.read(path) for name, path in folders.items()} for folders in executed.folders]
     tokens = {
         run.name: 0 if run.average else Ledger.read(find_checkpoint(executed.folders[0][run.name])).stage.tokens
         for run in recipe.runs
     }
-    averaged = {run.name for run in recipe.runs if run.average}
-    measures = {
-        name: {
-            key: [measured(folders[name], measure) for folders in executed.folders]
-            for key, measure in recipe.measures.items()
-            if name not in averaged or measure.when == "end"
-        }
-        for name in names
-    }
+    measures: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+    for name in names:
+        for key, measure in recipe.measures.items():
+            values = [seed[name].find(measure) for seed in records]
+            if None not in values:
+                measures[name][key] = [value for value in values if value is not None]
     return RecipeResult(
         recipe=recipe,
         seeds=executed.seeds,
-        findings=[finding(comparison, executed.folders, recipe) for comparison in recipe.comparisons],
+        findings=[finding(comparison, records, recipe) for comparison in recipe.comparisons],
         measures=measures,
         seconds={name: sum(seconds.get(name, 0.0) for seconds in executed.seconds) for name in names},
         tokens=tokens,
@@ -148,8 +146,8 @@ def markdown(result: RecipeResult) -> str:
     settings = ", ".join(f"{key}={value}" for key, value in recipe.constants.items())
     lines += [
         f"`megacpt recipe run {recipe.name} --seeds {len(result.seeds)}` on {result.created[:10]}, with {settings}; "
-        f"{sum(result.seconds.values()) / 60:.0f} minutes of wall time. Bits a byte on held-out text, paired by seed; "
-        "intervals of 95 % (Student's t). Intervals are not corrected for the number of comparisons.",
+        f"{sum(result.seconds.values()) / 60:.0f} minutes of wall time. Losses are bits a byte on held-out text; "
+        "intervals of 95 % (Student's t), paired by seed. Intervals are not corrected for the number of comparisons.",
         "",
         "| comparison | claimed | found | 95 % interval | verdict |",
         "|---|---|---|---|---|",

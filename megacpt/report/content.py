@@ -11,6 +11,7 @@ from megacpt.report.lineage import lines, only, run_folders, with_ancestors
 from megacpt.report.measures import Measures, StreamGap, measures
 from megacpt.report.outcome import Outcome, Reading, outcome, readings
 from megacpt.report.record import RunRecord, load_run
+from megacpt.report.routing import Shift, shifts
 from megacpt.report.shares import Mixture, mixtures
 from megacpt.report.tree import Node, grow
 
@@ -19,11 +20,12 @@ Line = list[RunRecord]
 
 @dataclass(frozen=True)
 class Told:
-    """A line of runs and what came of it."""
+    """A line of runs and what came of it; `routed` is what each boundary did to the experts, empty without any."""
 
     line: Line
     found: Outcome
     measured: Measures
+    routed: Sequence[Shift]
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def gather(
 
 def _told(line: Line) -> Told:
     found = outcome(line)
-    return Told(line, found, measures(line, found))
+    return Told(line, found, measures(line, found), shifts(line))
 
 
 def _subject(records: Sequence[RunRecord]) -> tuple[Line, dict[str, Line]]:

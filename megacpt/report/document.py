@@ -13,6 +13,7 @@ from megacpt.report.measures import StreamGap
 from megacpt.report.numbers import summary
 from megacpt.report.outcome import curve
 from megacpt.report.record import RunRecord
+from megacpt.report.routing import routing_document
 from megacpt.report.tree import Node
 
 FORMAT = 1
@@ -64,6 +65,7 @@ def _line(told: Told) -> dict[str, Any]:
             for record in told.line
             for point in record.train
         ],
+        "routing": routing_document(told.line, told.routed),
     }
 
 

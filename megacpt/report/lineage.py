@@ -85,6 +85,7 @@ def cut(record: RunRecord, stage: StageRecord) -> RunRecord:
             name: tuple(point for point in points if point.tokens <= last)
             for name, points in record.evaluations.items()
         },
+        routing=record.routing.until(last),
     )
 
 

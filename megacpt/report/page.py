@@ -16,8 +16,9 @@ from megacpt.report.document import to_json
 from megacpt.report.figures import gap_figure, held_out_figure, mixture_figure, training_figure
 from megacpt.report.numbers import gap_table, stream_table, summary_table
 from megacpt.report.outcome import read_stages
+from megacpt.report.routing_page import routing_section
 from megacpt.report.style import CSS
-from megacpt.report.svg import inline
+from megacpt.report.svg import captioned, inline
 from megacpt.report.tables import cards, data_table, key, line_key, loss_table, phase_table, stage_table
 from megacpt.report.tree import tree_list
 from megacpt.report.verdict import verdict
@@ -66,7 +67,8 @@ def write_report(
 
 def _page(content: Content) -> str:
     line = content.subject.line
-    body = "\n".join((*_introduction(content), *_held_out(content), *_boundaries(content), *_training(content)))
+    measured = (*_held_out(content), *_boundaries(content), *routing_section(content))
+    body = "\n".join((*_introduction(content), *measured, *_training(content)))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -100,7 +102,7 @@ def _held_out(content: Content) -> Iterator[str]:
     above = "" if subject.line[0].ledger.parent else " The first steps of a new model lie above the plot."
     caption = f"On text that the model is never trained on; lower is better.{above}"
     named = line_key([content.label, *compared]) if compared else ""
-    yield _figure(drawn, caption, key(streams, content.colours, small=True) + named)
+    yield captioned(drawn, caption, key(streams, content.colours, small=True) + named)
     yield "<h2>Learned and forgotten</h2>"
     yield (
         '<p class="note">Held-out bits a byte after each stage. The framed number ends the own stage of a stream; '
@@ -134,7 +136,7 @@ def _boundaries(content: Content) -> Iterator[str]:
     streams = list(dict.fromkeys(gap.stream for gap in gaps))
     caption = "Change since the boundary in bits a byte; a dot is the peak of a gap. The first steps are wide."
     named = line_key([content.label, *beside]) if beside else ""
-    yield _figure(drawn, caption, key(streams, content.colours) + named)
+    yield captioned(drawn, caption, key(streams, content.colours) + named)
     tables = [gap_table(gaps, stages, content.label if others else "")]
     tables += [gap_table(beside[name], other.found.stages, name) for name, other in others.items() if beside[name]]
     yield f'<div class="tables">{"".join(tables)}</div>'
@@ -150,7 +152,7 @@ def _training(content: Content) -> Iterator[str]:
             lambda size: training_figure(line, streams, size),
         )
         caption = "On each stage's own mixture, so the level changes where the mixture does. Bold: running mean."
-        yield _figure(drawn, caption)
+        yield captioned(drawn, caption)
     if mixed:
         yield "<h2>Mixture</h2>"
         names = list(dict.fromkeys(stream for mixture in mixed for stream in mixture.streams))
@@ -160,7 +162,7 @@ def _training(content: Content) -> Iterator[str]:
             lambda size: mixture_figure(line, streams, mixed, content.colours, size),
         )
         faint = any(replayed for mixture in mixed for replayed in mixture.replayed)
-        yield _figure(drawn, "Shares of the samples.", key(names, content.colours, faint=faint))
+        yield captioned(drawn, "Shares of the samples.", key(names, content.colours, faint=faint))
         phases = "".join(phase_table(mixture) for mixture in mixed if mixture.phases)
         if phases:
             yield '<p class="note">Stages whose mixture changed on the way; between two rows it changes evenly.</p>'
@@ -170,10 +172,6 @@ def _training(content: Content) -> Iterator[str]:
     yield data_table(content.read, [stage.name for stage in read_stages(line)])
     yield "<h2>Stages</h2>"
     yield stage_table(line)
-
-
-def _figure(drawn: str, caption: str, names: str = "") -> str:
-    return f"<figure>{names}{drawn}<figcaption>{caption}</figcaption></figure>"
 
 
 def _facts(line: Line) -> str:

@@ -17,6 +17,7 @@ from megacpt.config import load_run as load_config
 from megacpt.continuation.boundary import RUN, started
 from megacpt.continuation.ledger import Ledger
 from megacpt.errors import CheckpointError
+from megacpt.report.routing_record import RoutingLines, RoutingRecord
 
 METRICS = "metrics.jsonl"
 
@@ -64,6 +65,7 @@ class RunRecord:
         train: logged steps, oldest first.
         evaluations: measurements by held-out stream, oldest first.
         unreadable: lines in the midst of the metrics that could not be read.
+        routing: what was measured of experts.
     """
 
     folder: Path
@@ -72,6 +74,7 @@ class RunRecord:
     train: tuple[TrainPoint, ...]
     evaluations: Mapping[str, tuple[EvalPoint, ...]]
     unreadable: int = 0
+    routing: RoutingRecord = field(default_factory=RoutingRecord)
 
     @property
     def name(self) -> str:
@@ -137,6 +140,7 @@ def load_run(folder: Path) -> RunRecord:
         metrics.train_points(),
         metrics.eval_points(),
         metrics.unreadable,
+        metrics.routing.record(),
     )
 
 
@@ -151,6 +155,7 @@ class _Metrics:
     train: dict[int, TrainPoint] = field(default_factory=dict)
     evaluations: dict[str, dict[int, EvalPoint]] = field(default_factory=dict)
     unreadable: int = 0
+    routing: RoutingLines = field(default_factory=RoutingLines)
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Take over a line; raise KeyError, TypeError or ValueError where it is none."""
@@ -161,6 +166,7 @@ class _Metrics:
         elif kind == "eval":
             points = self.evaluations.setdefault(str(line["stream"]), {})
             points[step] = EvalPoint(self.before + step, tokens, float(line["bits_per_byte"]))
+        self.routing.add(line)
 
     def train_points(self) -> tuple[TrainPoint, ...]:
         return tuple(self.train[step] for step in sorted(self.train))

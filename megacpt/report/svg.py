@@ -58,6 +58,11 @@ def inline(name: str, description: str, draw: Callable[[Size], Figure]) -> str:
     return "".join(_svg(f"{name}-{kind}", kind, description, lambda: draw(size)) for kind, size in sizes)  # noqa: B023
 
 
+def captioned(drawn: str, caption: str, names: str = "") -> str:
+    """A figure with the words below it, and above it which name has which colour."""
+    return f"<figure>{names}{drawn}<figcaption>{caption}</figcaption></figure>"
+
+
 def _svg(name: str, kind: str, description: str, draw: Callable[[], Figure]) -> str:
     with mpl.rc_context({**_SETTINGS, "svg.hashsalt": name}):
         buffer = BytesIO()

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layout:
-    """How many ranks each mesh axis has; `data` is what remains of the world."""
+    """How many ranks each mesh axis has; `data` is what remains of the world.
+
+    `expert` is no axis of its own: these ranks are taken out of tensor x context x data, and share the experts.
+    """
 
     tensor: int = 1
     pipeline: int = 1
@@ -32,6 +35,7 @@ class Layout:
     data: int = 1
     sequence: bool = False
     distributed_optimizer: bool = False
+    expert: int = 1
 
     @classmethod
     def of(cls, parallel: ParallelConfig, world_size: int) -> Layout:
@@ -47,6 +51,11 @@ class Layout:
                 f"= {model} ranks do not divide the {world_size} ranks that were started; "
                 f"start a multiple of {model}"
             )
+        ranks = world_size // parallel.pipeline
+        if ranks % parallel.expert:
+            raise LayoutError(
+                f"parallel.expert: {parallel.expert} ranks do not divide the {ranks} ranks of a pipeline stage"
+            )
         return cls(
             tensor=parallel.tensor,
             pipeline=parallel.pipeline,
@@ -55,13 +64,19 @@ class Layout:
             data=world_size // model,
             sequence=parallel.sequence,
             distributed_optimizer=parallel.distributed_optimizer,
+            expert=parallel.expert,
         )
 
     def __str__(self) -> str:
         parts = [f"tp{self.tensor}", f"pp{self.pipeline}", f"cp{self.context}", f"dp{self.data}"]
         if self.virtual_pipeline > 1:
             parts.insert(2, f"vpp{self.virtual_pipeline}")
+        if self.expert > 1:
+            parts.append(f"ep{self.expert}")
         return " ".join(parts + ["sp"] * self.sequence + ["distopt"] * self.distributed_optimizer)
+
+
+_entered: Layout | None = None
 
 
 def start_process_group() -> None:
@@ -87,11 +102,17 @@ def start_process_group() -> None:
 def enter_layout(layout: Layout, seed: int) -> None:
     """Build Megatron's process groups for `layout`, leaving another layout first if one is entered.
 
+    The layout that is entered already is kept, so that several engines can live in it.
+
     Args:
         layout: the layout; its sizes multiply to the world size.
         seed: seeds Megatron's generators; distinct streams for tensor-parallel ranks.
     """
+    global _entered
     start_process_group()
+    if parallel_state.model_parallel_is_initialized() and layout == _entered:
+        model_parallel_cuda_manual_seed(seed)
+        return
     leave_layout()
     if not on_cuda():
         adapt()
@@ -100,8 +121,11 @@ def enter_layout(layout: Layout, seed: int) -> None:
         pipeline_model_parallel_size=layout.pipeline,
         virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
         context_parallel_size=layout.context,
+        expert_model_parallel_size=layout.expert,
+        expert_tensor_parallel_size=1,
         create_gloo_process_groups=False,
     )
+    _entered = layout
     model_parallel_cuda_manual_seed(seed)
 
 

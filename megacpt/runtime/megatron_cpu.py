@@ -217,10 +217,19 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _as_numbers(values: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:  # noqa: ARG001
+    """Hand out a tensor as an array where one is asked for."""
+    return values.numpy() if as_numpy and hasattr(values, "numpy") else values
+
+
 @cache
 def adapt() -> None:
     """Correct what rewriting names alone cannot, once Megatron Core is importable on the CPU."""
     from megatron.core.dist_checkpointing.strategies import filesystem_async
+    from megatron.core.transformer.moe import token_dispatcher
+
+    # What is on the CPU already is not turned into the numbers that the exchange of tokens between experts wants.
+    token_dispatcher.maybe_move_tensor_to_cpu = _as_numbers
 
     # Megatron starts the manager of this queue by spawning, which imports the main program once more in every
     # saving rank (6-15 s) because a CUDA context must not be forked. Without CUDA a fork is safe and takes 0.1 s.

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from megacpt.checkpoint.store import Retention, Store, checkpoints, load_checkpoint
 from megacpt.config import RunConfig, check
 from megacpt.continuation.boundary import create_run, first_ledger, started
-from megacpt.continuation.carry import apply_carry
+from megacpt.continuation.carry import load_parent
 from megacpt.continuation.ledger import Ledger
 from megacpt.continuation.planning.past import before_stage, past_streams
 from megacpt.continuation.planning.repeats import repetitions
@@ -28,6 +28,7 @@ from megacpt.train.callbacks.evaluation import Evaluation
 from megacpt.train.callbacks.health import Health, Signals
 from megacpt.train.callbacks.metrics import Metrics
 from megacpt.train.callbacks.progress import ProgressBar
+from megacpt.train.callbacks.routing import Routing
 from megacpt.train.loop import Callback, Run, train_loop
 
 log = logging.getLogger(__name__)
@@ -82,8 +83,7 @@ def train(config: RunConfig, parent: Path | None = None) -> Outcome:
         load_checkpoint(newest, engine, verified=True)
         _restore(run, callbacks, newest)
     elif (origin := parent_of(start)) is not None:
-        load_checkpoint(origin, engine, boundary=True)
-        apply_carry(engine, start.stage)
+        load_parent(origin, engine, start)
     if not run.layouts or run.layouts[-1] != run.layout:
         run.layouts = (*run.layouts, run.layout)
     if not run.done or newest is None:
@@ -124,7 +124,8 @@ def _callbacks() -> list[Callback]:
     metrics = Metrics()
     evaluation = Evaluation(metrics)
     shown: list[Callback] = [evaluation, ProgressBar(metrics, evaluation)]
-    before: list[Callback] = [Signals(), metrics, Health(), *shown, MixtureController(metrics, evaluation)]
+    beside: list[Callback] = [Routing(metrics, evaluation), MixtureController(metrics, evaluation)]
+    before = [Signals(), metrics, Health(), *shown, *beside]
     return [*before, Checkpoints(before)]
 
 

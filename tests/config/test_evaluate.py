@@ -39,3 +39,11 @@ def test_how_closely_a_boundary_is_watched() -> None:
     assert run.evaluate.seq_length is None
     with pytest.raises(ConfigError, match=r"evaluate.dense.*more than zero"):
         make_run("evaluate.dense=0")
+
+
+def test_how_many_tokens_are_routed() -> None:
+    assert make_run().evaluate.routing == 8_000
+    assert make_run("evaluate.routing=2k").evaluate.routing == 2_000
+    assert make_run("evaluate.routing=null").evaluate.routing is None
+    with pytest.raises(ConfigError, match=r"evaluate.routing.*at least one token"):
+        make_run("evaluate.routing=0")

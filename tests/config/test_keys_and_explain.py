@@ -15,6 +15,11 @@ from tests.config.helpers import plain_run
 ALL = sorted(catalogue())
 # What else has to be given with some keys, or some of their values.
 NEEDS = {
+    "model.moe.": ["model.moe.experts=8"],
+    "model.moe.renormalise": ["model.moe.top_k=2"],
+    "model.moe.groups_kept": ["model.moe={experts: 8, groups: 8, top_k: 4}"],
+    "model.moe.balance.rule=megatron": ["model.moe.balance={kind: sinkhorn, scope: rank, warm_start: false}"],
+    "model.moe.balance.rule=neox3": ["model.moe.balance={kind: sinkhorn, scope: rank, warm_start: false}"],
     "stage.controller.": ["stage.controller={}", "evaluate.streams={old: data/old}"],
     f"stage.phases.{ITEM}": ["stage.phases=[{after: 50%, replay: 5%}]"],
     f"stage.mixture.{ANY}.select": ["stage.mixture.english.epochs=2"],
@@ -52,6 +57,8 @@ def test_every_example_is_accepted(path: str) -> None:
                 parent = path.rpartition(".")[0]
                 kind = key.kinds[0]
                 section = [f"{parent}={{kind: {kind}{', factor: 2' if kind == 'linear' and 'rope' in parent else ''}}}"]
+            if path == "model.moe.balance.scope":
+                section = [f"{path.rpartition('.')[0]}.kind={key.kinds[0]}"]
             section += [change for start, changes in NEEDS.items() if path.startswith(start) for change in changes]
             section += NEEDS.get(f"{path}={example}", [])
             if "anneal" in (*key.kinds, example):

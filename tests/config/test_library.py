@@ -14,7 +14,11 @@ from megacpt.config.yaml_text import read_document
 from megacpt.errors import ConfigError, SetupError
 
 # Recipes repeat their keys run after run: tests/recipes looks that each is explained where it first stands.
-FILES = sorted(path for path in configs_folder().glob("*/*.yaml") if path.parent.name != "recipes")
+FILES = sorted(
+    path
+    for path in [*configs_folder().glob("*/*.yaml"), *configs_folder().glob("recipes/*/*.yaml")]
+    if path.parent.name != "recipes"
+)
 
 # Published parameter counts. Those of the Spectra suite follow from its table of sizes in bits, 16 for each weight.
 PUBLISHED = {
@@ -23,6 +27,10 @@ PUBLISHED = {
     "ibrahim2024-410m": 405e6,
     "ibrahim2024-10b": 9.6e9,
     "therien2025-dense-570m": 570e6,
+    "therien2025-switch-penalty-2b": 2.02e9,
+    "therien2025-switch-sinkhorn-2b": 2.02e9,
+    "therien2025-granular-penalty-2b": 2.02e9,
+    "therien2025-granular-sinkhorn-2b": 2.02e9,
     "spectra-floatlm-99m": 1.60e9 / 16,
     "spectra-floatlm-190m": 3.05e9 / 16,
     "spectra-floatlm-390m": 6.28e9 / 16,
@@ -34,6 +42,17 @@ PUBLISHED = {
     "spectra-floatlm-3.9b": 63.83e9 / 16,
 }
 
+OURS = {
+    "tiny": 836_736,
+    "small": 23_994_880,
+    "mini-dense": 141_632,
+    "mini-switch-penalty": 615_744,
+    "mini-switch-sinkhorn": 615_744,
+    "mini-granular-penalty": 618_688,
+    "mini-granular-sinkhorn": 618_688,
+}
+EXPERTS = [name for name in names("models") if re.search("switch|granular", name)]
+
 
 @pytest.mark.parametrize("name", names("models"))
 def test_models(name: str) -> None:
@@ -44,11 +63,52 @@ def test_models(name: str) -> None:
         assert model.vocab_size is not None
         assert parameters == pytest.approx(PUBLISHED[name], rel=0.005)
     else:
-        assert parameters == {"tiny": 836_736, "small": 23_994_880}[name]
+        assert parameters == OURS[name]
 
 
 def test_all_published_models_are_there() -> None:
-    assert set(names("models")) == {"tiny", "small", *PUBLISHED}
+    assert set(names("models")) == {*OURS, *PUBLISHED}
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_models_with_experts_cost_as_much_as_their_dense_twin(name: str) -> None:
+    model = load_model(name)
+    twin = load_model("mini-dense" if name.startswith("mini") else "therien2025-dense-570m")
+    moe = model.moe
+    assert moe is not None
+    assert moe.top_k * model.expert_ffn + moe.shared_ffn == twin.ffn
+    same = {key: value for key, value in model.model_dump().items() if key not in ("name", "moe")}
+    assert same == {key: value for key, value in twin.model_dump().items() if key not in ("name", "moe")}
+    routers = model.layers * model.hidden * moe.experts
+    assert model.parameters(257, active=True) - routers == twin.parameters(257)
+    if not name.startswith("mini"):
+        assert model.parameters(active=True) == pytest.approx(570e6, rel=0.005)
+    assert moe.balance.kind in name
+
+
+def test_laptop_models_with_experts_are_the_full_ones_made_small() -> None:
+    for name in EXPERTS:
+        small, full = load_model(f"mini-{'-'.join(name.split('-')[1:3])}").moe, load_model(name).moe
+        assert small is not None
+        assert full is not None
+        widths = {"ffn", "shared_ffn"}
+        assert small.model_dump(exclude=widths) == full.model_dump(exclude=widths)
+
+
+def test_the_full_size_study_has_the_steps_of_its_paper() -> None:
+    folder = configs_folder() / "recipes" / "therien2025"
+    first = load_run(folder / "pretrain.yaml")
+    check_layout(first, 64, 128_000)
+    assert (first.stage_steps, first.tokens_per_step, first.optim.peak_lr) == (192_720, 2**21, 3e-4)
+    for name, share in (("code", 0.3), ("german", 0.4)):
+        stage = overlay(first, folder / f"{name}.yaml", run=f"runs/{name}")
+        assert (stage.stage_steps, stage.stage.replay.share, stage.schedule.kind) == (95_370, share, "infinite")
+    union = load_run(folder / "union.yaml")
+    assert union.stage_steps == 192_720 + 95_370
+    assert (union.batch, union.model, union.optim) == (first.batch, first.model, first.optim)
+    for name in EXPERTS:
+        if name.startswith("therien2025"):
+            check_layout(load_run(folder / "pretrain.yaml", [f"model={name}"]), 64, 128_000)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -64,8 +124,12 @@ def test_every_key_is_explained_where_it_stands(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((configs_folder() / "models").glob("*.yaml")), ids=lambda path: path.stem)
 def test_models_write_every_key(path: Path) -> None:
     # head_dim follows from the others in all of them, and the name is that of the file.
-    written = set(read_document(path).data)
-    assert written == set(type(load_model("tiny")).model_fields) - {"name", "head_dim"}
+    # A dense model need not say so.
+    model, written = load_model(path.stem), read_document(path).data
+    assert set(written) - {"moe"} == set(type(model).model_fields) - {"name", "head_dim", "moe"}
+    if model.moe is not None:
+        assert set(written["moe"]) == set(type(model.moe).model_fields)
+        assert set(written["moe"]["balance"]) == set(type(model.moe.balance).model_fields)
 
 
 def test_the_example_run_names_every_key() -> None:

@@ -79,4 +79,12 @@ def train(
         save_tensors(engine.state(), Path(save))
     evaluation = engine.evaluate(batches(config, 999, engine.data_rank, engine.data_size, padded))
     weights = [float(p.detach().double().sum()) for chunk in engine.chunks for p in chunk.parameters()]
-    return {"losses": losses, "norms": norms, "evaluation": evaluation, "weights": weights}
+    buffers = [float(b.double().abs().sum()) for router in engine.routers for b in (router.log_u, router.choice_bias)]
+    return {
+        "losses": losses,
+        "norms": norms,
+        "evaluation": evaluation,
+        "weights": weights,
+        "statistics": report.statistics,
+        "buffers": buffers,
+    }

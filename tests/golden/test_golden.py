@@ -21,6 +21,27 @@ CASES: dict[str, dict[str, Any]] = {
     "llama-like": {},
     "neox-like": {"model": {"activation": "gelu", "bias": True, "rope": {"share": 0.25}, "kv_heads": 4}},
     "qwen-like": {"model": {"qkv_bias": True, "qk_norm": True, "tied_embeddings": True}},
+    "switch, penalty": {"model": {"moe": {"experts": 8}}},
+    "granular, sinkhorn": {
+        "model": {"moe": {"experts": 31, "top_k": 3, "ffn": 24, "shared_ffn": 24, "balance": {"kind": "sinkhorn"}}}
+    },
+    "deepseek-like": {
+        "model": {
+            "moe": {
+                "experts": 16,
+                "top_k": 4,
+                "ffn": 24,
+                "shared_ffn": 24,
+                "first_dense": 1,
+                "score": "sigmoid",
+                "renormalise": True,
+                "scale": 2.5,
+                "groups": 4,
+                "groups_kept": 2,
+                "balance": {"kind": "bias"},
+            }
+        }
+    },
 }
 
 

@@ -14,7 +14,7 @@ from megacpt.data.plan import Curriculum
 from tests.pool import Pools
 
 CASE = "tests.recipes.cases:recipe"
-STEPS = {"still": 8, "moved": 8, "later-0": 8, "later-50": 8, "release": 4}
+STEPS = {"still": 8, "moved": 8, "later-0": 8, "later-50": 8, "release": 4, "experts": 8}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,25 @@ def test_measures_are_those_of_the_metrics(whole: tuple[Path, dict[str, Any]]) -
     assert measures["both"] == pytest.approx((curve["english"][8] + curve["python"][8]) / 2)
     assert measures["before"] == curve["english"][0]
     assert measures["highest"] == curve["english"][4]
-    assert set(result["measures"]["mean"]) == {"english", "both"}
+    assert set(result["measures"]["mean"]) == {"english", "both", "far"}
+
+
+def test_routing_is_measured_where_there_are_experts(whole: tuple[Path, dict[str, Any]]) -> None:
+    out, result = whole
+    measures = result["measures"]
+    assert set(measures["experts"]) - set(measures["moved"]) == {"far-load", "kept", "batches"}
+    text = (out / "seed-1001" / "experts" / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    trained = [line["moe/layer-1/max_load"] for line in lines if line["kind"] == "train" and line["step"] > 4]
+    (routed,) = (
+        line["max_load"]
+        for line in lines
+        if line["kind"] == "routing" and (line["step"], line["stream"]) == (8, "rot13")
+    )
+    found = {name: values[0] for name, values in measures["experts"].items()}
+    assert len(trained) == 2
+    assert (found["batches"], [found["far-load"]], found["kept"]) == (max(trained), routed, 1.0)
+    assert measures["experts"]["far"] < measures["still"]["far"]
 
 
 def test_the_findings_follow_from_the_measures(whole: tuple[Path, dict[str, Any]]) -> None:
@@ -92,11 +110,27 @@ def test_a_stopped_recipe_goes_on_and_ends_the_same(
 ) -> None:
     (first,) = pools(1).run(CASE, out=str(tmp_path / "out"), seeds=1, stop_at=11)
     assert not first["complete"]
-    assert first["said"][-1] == "[2/6] seed 1001: moved"
+    assert first["said"][-1] == "[2/7] seed 1001: moved"
     (last,) = pools(1).run(CASE, out=str(tmp_path / "out"), seeds=1)
     assert first["steps"] + last["steps"] == sum(STEPS.values())
     expected = {name: {key: values[:1] for key, values in m.items()} for name, m in whole[1]["measures"].items()}
     assert last["measures"] == expected
+
+
+def test_more_runs_of_the_same_settings_go_beside_those_that_are_there(
+    pools: Pools, whole: tuple[Path, dict[str, Any]]
+) -> None:
+    out, result = whole
+    (fewer,) = pools(1).run(CASE, out=str(out), seeds=2, changes=["shares=[0]"])
+    assert "later-50" not in fewer["measures"]
+    assert fewer["steps"] == 0
+    (all_,) = pools(1).run(CASE, out=str(out), seeds=2)
+    assert all_["steps"] == 0
+    assert all_["measures"] == result["measures"]
+    (more,) = pools(1).run(CASE, out=str(out), seeds=1, changes=["shares=[0, 25]"])
+    assert more["steps"] == STEPS["later-50"]
+    (found,) = pools(1).run(CASE, out=str(out), seeds=1, changes=["shares=[0, 25]", "peak=2.0e-2"])
+    assert found["error"][0] == "ConfigError"
 
 
 def test_other_settings_want_another_folder(pools: Pools, whole: tuple[Path, dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ from megacpt.recipes.template import combinations, fill
 from tests.cli.command import megacpt
 from tests.recipes.cases import TINY
 
-NAMES = ["curriculum-decay-averaging", "infinite-vs-cosine", "rewarm-grid"]
+NAMES = ["curriculum-decay-averaging", "infinite-vs-cosine", "moe-under-shift", "rewarm-grid"]
 
 
 def test_the_recipes_of_the_papers_are_there() -> None:
@@ -56,6 +56,40 @@ def test_full_size_settings_name_what_is_there() -> None:
     full = load_recipe("infinite-vs-cosine").full_size
     assert model_path(full["model"]).is_file()
     assert all(schedule_path(name).is_file() for name in full["schedules"].values())
+
+
+def test_the_study_of_experts_names_what_is_there_at_full_size() -> None:
+    full = load_recipe("moe-under-shift").full_size
+    assert (configs_folder().parent / full["stages"] / "pretrain.yaml").is_file()
+    assert all(model_path(name).is_file() for name in full["models"])
+    assert all(schedule_path(name).is_file() for name in full["schedules"].values())
+
+
+def test_the_whole_grid_of_the_study_of_experts_adds_to_the_default() -> None:
+    text = (configs_folder() / "recipes" / "moe-under-shift.yaml").read_text()
+    changes = re.findall(r'"(\w+=\[.*?\])"', text)
+    assert len(changes) == 5
+    default, whole = load_recipe("moe-under-shift"), load_recipe("moe-under-shift", changes)
+    runs = {run.name: run for run in whole.runs}
+    assert all(runs[run.name] == run for run in default.runs)
+    assert (default.base, default.texts) == (whole.base, whole.texts)
+    models = ("dense", "switch-penalty", "switch-sinkhorn", "granular-penalty", "granular-sinkhorn")
+    shifted = {f"{m}-{s}-replay{r}" for m in models for s in ("python", "rot13") for r in (0, 10, 40)}
+    assert shifted | {f"{m}-union" for m in models} < set(runs)
+    assert len(runs) == len(shifted) + 5 * (1 + 1 + 3 + 1 + 3 + 1)  # first, releases, cosines, union
+
+
+def test_measures_of_routing_need_a_model_with_experts(tmp_path: Path) -> None:
+    text = TINY.read_text()
+    busiest = "  busiest: {of: training_max_load, when: highest, after: 50%}\n"
+    claim = "  - {name: load, value: release.busiest - still.busiest, expected: above 0}\n"
+    added = text.replace("measures:\n", f"measures:\n{busiest}").replace("comparisons:\n", f"comparisons:\n{claim}")
+    (tmp_path / "dense.yaml").write_text(added)
+    with pytest.raises(ConfigError, match=r"release has no experts for busiest\n.*still has no experts"):
+        load_recipe(str(tmp_path / "dense.yaml"))
+    moe = "max_seq_length: 32, moe: {experts: 2}}"
+    (tmp_path / "experts.yaml").write_text(added.replace("max_seq_length: 32}", moe))
+    assert load_recipe(str(tmp_path / "experts.yaml")).measures["busiest"].of_experts
 
 
 def test_constants_reach_runs_and_formulas() -> None:
@@ -99,6 +133,10 @@ def test_unknown_recipes_are_refused() -> None:
         ("value: moved.english", "value: moved.german", "there is no moved.german"),
         ("streams: [english, python]", "streams: [c]", "measures.both: no stream is of the domain 'c'"),
         ("when: start", "when: start, within: 50%", "`within` belongs to `when: highest`"),
+        ("when: start", "when: start, after: 50%", "`after` belongs to `when: highest`"),
+        ("{streams: [english]}", "{of: training_max_load, streams: [english]}", "training_max_load has no `streams`"),
+        ("{streams: [english]}", "{of: training_max_load, when: start}", "nothing is trained on at the start"),
+        ("{streams: [english]}", "{of: max_load}", "measures.english: give it `streams`"),
         ("tokens: $tokens", "tokens: $tokes", r"\$tokes has no value; did you mean 'tokens'"),
         ("expected: above 0", "expected: positive", "comparisons.3.expected"),
         ("measures:", "mesures:", "measures: Field required"),

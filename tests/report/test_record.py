@@ -95,7 +95,7 @@ def test_losses_that_are_not_finite_are_kept(lab: Lab) -> None:
 def test_unknown_kinds_of_lines_are_for_other_readers(lab: Lab) -> None:
     folder = lab.run("first", "english", CURVES, steps=5)
     metrics = folder / "metrics.jsonl"
-    metrics.write_text('{"kind": "routing", "step": 1, "lineage_tokens": 9, "entropy": 1.0}\n' + metrics.read_text())
+    metrics.write_text('{"kind": "weather", "step": 1, "lineage_tokens": 9, "rain": 1.0}\n' + metrics.read_text())
     record = load_run(folder)
     assert (len(record.train), record.unreadable) == (5, 0)
 

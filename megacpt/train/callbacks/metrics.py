@@ -31,6 +31,13 @@ CHARTS = {
         "shares of the mixture": ["Multiline", ["mixture/.*"]],
     }
 }
+EXPERT_CHARTS = {
+    "experts": {
+        "busiest expert's share of a step's tokens, by layer": ["Multiline", ["train/moe/.*/max_load"]],
+        "busiest expert's share of held-out tokens": ["Multiline", ["routing/max_load/.*"]],
+        "choices as at the start of the stage": ["Multiline", ["routing/saturation_start/.*"]],
+    }
+}
 
 
 def forget_after(path: Path, step: int) -> None:
@@ -81,7 +88,7 @@ class Metrics(Quiet):
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(str(run.config.run / "tensorboard"), purge_step=run.step + 1)
-            self.board.add_custom_scalars(CHARTS)
+            self.board.add_custom_scalars(CHARTS if run.config.model.moe is None else {**CHARTS, **EXPERT_CHARTS})
             run.closing.callback(self.board.close)
 
     def on_step(self, run: Run, report: StepReport) -> None:
