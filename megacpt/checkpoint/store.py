@@ -16,7 +16,7 @@ import torch.distributed as dist
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 
 from megacpt.checkpoint.manifest import MANIFEST, damage, incomplete, make_manifest
-from megacpt.checkpoint.tensors import explained, load_tensors, save_tensors, without_what_lacks
+from megacpt.checkpoint.tensors import check_index, explained, load_tensors, save_tensors, without_what_lacks
 from megacpt.data.files import sync
 from megacpt.errors import CheckpointError
 from megacpt.runtime.layout import is_first_rank
@@ -175,7 +175,8 @@ class Store:
         _on_first_rank(partial_folder, partial(self._publish, step, partial_folder, manifest))
 
     def _publish(self, step: int, partial_folder: Path, manifest: dict[str, Any]) -> None:
-        """Write the manifest, flush everything, give the checkpoint its name, and let superfluous ones go."""
+        """Check the index, write the manifest, flush everything, give the checkpoint its name, and retire others."""
+        check_index(partial_folder)
         _write_texts(partial_folder, {MANIFEST: json.dumps(manifest, indent=1)})
         for path in (*partial_folder.iterdir(), partial_folder):  # Megatron's writers flush only some of them
             sync(path)

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import pickle
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -20,6 +21,7 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from torch.distributed.checkpoint.api import CheckpointException
 
+import megacpt.checkpoint.reports  # noqa: F401 (each save has a report of its own)
 from megacpt.errors import CheckpointError
 
 METADATA = ".metadata"
@@ -75,6 +77,28 @@ def check_metadata(folder: Path) -> Any:
         raise
     except Exception as error:  # a damaged pickle can raise anything
         raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def check_index(folder: Path) -> None:
+    """Refuse a checkpoint whose index does not describe its tensor files, each from its first byte to its last.
+
+    It costs no reading: places and lengths are compared with the sizes of the files.
+
+    Raises:
+        CheckpointError: as `check_metadata`, or if parts overlap, leave a gap, or belong to no file.
+    """
+    parts: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for part in check_metadata(folder).storage_data.values():
+        parts[part.relative_path].append((part.offset, part.length))
+    sizes = {path.name: path.stat().st_size for path in folder.glob("*.distcp")}
+    for name in sorted(parts.keys() | sizes.keys()):
+        end = 0
+        for offset, length in sorted(parts[name]):
+            if offset != end:
+                break
+            end += length
+        if end != sizes.get(name):
+            raise CheckpointError(f"{folder / METADATA} does not describe {name}: it ends or breaks at byte {end:,}")
 
 
 @contextmanager

@@ -75,8 +75,12 @@ def _tensor_rules(config: RunConfig, vocab: int | None) -> list[tuple[str, Calla
             f"neither divides model.kv_heads ({model.kv_heads}) nor is a multiple of it",
             lambda n: model.kv_heads % n == 0 or n % model.kv_heads == 0,
         ),
-        (f"does not divide model.ffn ({model.ffn})", lambda n: model.ffn % n == 0),
     ]
+    if not all(model.moe_layers):
+        rules.append((f"does not divide model.ffn ({model.ffn})", lambda n: model.ffn % n == 0))
+    shared = 0 if model.moe is None else model.moe.shared_ffn
+    if shared:
+        rules.append((f"does not divide model.moe.shared_ffn ({shared})", lambda n: shared % n == 0))
     if model.vocab_size is not None or vocab is not None:
         padded = model.padded_vocab(vocab)
         rules.append((f"does not divide the padded vocabulary ({padded})", lambda n: padded % n == 0))

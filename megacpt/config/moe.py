@@ -90,8 +90,8 @@ class BiasBalance(Section):
     sequence_strength: Number = Field(
         default=0.0,
         ge=0,
-        description="Weight of a loss as that of `kind: penalty` with `scope: sequence`, against extreme imbalance "
-        "within a sequence. 0: none.",
+        description="Weight of a loss on the imbalance within each sequence, as that of the kind penalty with the "
+        "scope sequence. 0: none.",
         examples=[0.0001],
     )
 
@@ -152,7 +152,10 @@ class MoEConfig(Section):
         examples=[True],
     )
     scale: Number = Field(
-        default=1.0, gt=0, description="Factor on the weights of a token's experts (DeepSeek-V3: 2.5).", examples=[2.5]
+        default=1.0,
+        gt=0,
+        description="Factor on the weights of a token's experts; DeepSeek-V3 takes 2.5.",
+        examples=[2.5],
     )
     groups: Count = Field(
         default=1,
@@ -170,8 +173,9 @@ class MoEConfig(Section):
     capacity: Number | None = Field(
         default=None,
         gt=0,
-        description="An expert takes at most this many times its even share of a microbatch's tokens, those with the "
-        "highest weights first; others are dropped and pass by the layer. null: no limit, nothing is dropped.",
+        description="In training, an expert takes at most this many times its even share of a microbatch's tokens, "
+        "those with the highest weights first; others are dropped and pass by the layer. null: no limit, nothing is "
+        "dropped.",
         examples=[1.25],
     )
     z_loss: Number = Field(
@@ -204,8 +208,9 @@ class MoEConfig(Section):
             yield Problem("top_k", text)
         if self.groups > 1 and self.balance.kind == "sinkhorn":
             yield Problem("groups", f"{self.groups}: Sinkhorn's bias balances all experts together: take 1")
-        if self.renormalise and self.top_k == 1 and self.score == "softmax":
-            yield Problem("renormalise", "true makes the weight of a single expert 1, so that it cannot learn: false")
+        if self.renormalise and self.top_k == 1:
+            text = "true leaves a single expert no weight to learn from; it needs top_k above 1: take false"
+            yield Problem("renormalise", text)
 
     def layers(self, count: int) -> list[bool]:
         """Which of `count` layers have experts."""

@@ -59,8 +59,9 @@ class OptimConfig(Section):
     freeze: list[FrozenPart] = Field(
         default_factory=list,
         description="Parts that the stage leaves as they are, to the last bit: embeddings, output, norms, attention, "
-        "mlp, router, experts, or layers counted from the input, as layers:3 or layers:1-4. They have no gradient and "
-        "no optimizer state; a later stage that trains them again begins with a new state for them.",
+        "mlp (shared experts too), router, experts, or layers counted from the input, as layers:3 or layers:1-4. They "
+        "have no gradient and no optimizer state; a later stage that trains them again begins with a new state for "
+        "them.",
         examples=["[embeddings, layers:1-4]"],
     )
     beta1: Number = Field(

@@ -134,7 +134,10 @@ class RunConfig(Section):
             text = "with model.tied_embeddings the output matrix is the embedding: freeze embeddings"
             yield Problem("optim.freeze", text)
         layers = {n for part in frozen for n in range(layer_range(part)[0], layer_range(part)[1] + 1)}
-        inside = {"attention", "mlp"} <= set(frozen) or layers >= set(range(1, model.layers + 1))
+        parts = {"attention"} | ({"router", "experts"} if model.moe is not None else set())
+        if model.moe is None or model.moe.shared_ffn or not all(model.moe_layers):
+            parts.add("mlp")
+        inside = parts <= set(frozen) or layers >= set(range(1, model.layers + 1))
         outside = {"embeddings", "norms"} | (set() if model.tied_embeddings else {"output"})
         if inside and outside <= set(frozen):
             yield Problem("optim.freeze", "nothing is left to train: name fewer parts")

@@ -54,7 +54,7 @@ def _copy_problems(ffn: int, expert_ffn: int, moe: MoEConfig) -> Iterator[Proble
     if moe.top_k == 1:
         text = "1: the weight of a single expert is below 1, so that its copy would count less than the MLP: take 2, "
         yield Problem("model.moe.top_k", f"{text}or {KEY}: shared")
-    if not moe.renormalise:
+    elif not moe.renormalise:
         text = "false: the weights of a token's copies must sum to 1, as the one MLP counted: take true"
         yield Problem("model.moe.renormalise", text)
     if moe.scale != 1:

@@ -80,7 +80,7 @@ def cached_model(engine: MegatronEngine, capacity: int) -> Iterator[Callable[[Se
     Raises:
         LayoutError: the layout spreads a sequence, or the layers, over ranks.
     """
-    _check_layout(engine.layout)
+    _check_layout(engine.layout, bool(engine.moe_layers))
     (model,) = engine.chunks
     cache = StaticInferenceContext(max_batch_size=1, max_sequence_length=capacity)
     was_training = model.training
@@ -124,11 +124,14 @@ def _checked_prompt(
     return prompt
 
 
-def _check_layout(layout: Layout) -> None:
-    wrong = [f"parallel.{axis}=1" for axis in ("pipeline", "context") if getattr(layout, axis) > 1]
+def _check_layout(layout: Layout, experts: bool) -> None:
+    # Ranks that share experts go through each layer together, and their prompts have different lengths.
+    axes = ("pipeline", "context", "expert", *["tensor"] * experts)
+    wrong = [f"parallel.{axis}=1" for axis in axes if getattr(layout, axis) > 1]
     wrong += ["parallel.sequence=false"] * layout.sequence
     if wrong:
+        stays = "" if experts else " (parallel.tensor may stay)"
         raise LayoutError(
             f"generation reads one token at a time and needs whole layers and sequences on a rank, not {layout}: "
-            f"set {' '.join(wrong)} (parallel.tensor may stay)"
+            f"set {' '.join(wrong)}{stays}"
         )

@@ -14,7 +14,8 @@ from megacpt.ops.router_reference import Routing
 def within_capacity(routing: Routing, factor: float, group: dist.ProcessGroup) -> Tensor:
     """Which choices an expert has room for: those with the highest gates, of equal gates those that come first.
 
-    The microbatch is looked at as a whole, whatever ranks its tokens are on, so that the layout decides nothing.
+    The microbatch is looked at as a whole, whatever ranks its tokens are on; only which of two equal gates comes first
+    depends on the layout.
 
     Args:
         routing: of this rank's tokens [T].

@@ -1,8 +1,8 @@
 """The experts of a layer on this rank: two grouped matrix products around the activation.
 
-Shapes: N = token rows, sorted by expert (those behind the last expert's belong to dropped choices and stay 0), e =
-experts on this rank, h = hidden, f = inner width of an expert (twice that out of the first product where the activation
-is gated).
+Shapes: N = token rows, sorted by expert (those behind the last expert's belong to dropped choices and are never read),
+e = experts on this rank, h = hidden, f = inner width of an expert (twice that out of the first product where the
+activation is gated).
 
 Weights of all experts are one tensor. On the CPU a product is made for each expert; on GPUs torch's grouped product
 makes them all in one kernel.
@@ -39,7 +39,7 @@ class _EachExpert(torch.autograd.Function):
             if count:
                 torch.mm(x[first : first + count], w.t(), out=out[first : first + count])
             first += count
-        out[first:] = 0  # rows of dropped choices
+        out[first:] = 0  # never read, but the activation must not meet what memory held
         return out
 
     @staticmethod
@@ -77,8 +77,10 @@ def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     Returns:
         [N, o].
     """
-    if x.is_cuda and x.dtype is torch.bfloat16:
-        return F.grouped_mm(x, weight.transpose(1, 2), offs=counts.cumsum(0).int())
+    # The grouped product reads rows of whole multiples of 16 bytes.
+    if x.is_cuda and x.dtype is torch.bfloat16 and not any(width % 8 for width in weight.shape[1:]):
+        ends = counts.to(x.device).cumsum(0).int()  # Megatron's dispatcher hands out counts on the host
+        return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
     out: Tensor = _EachExpert.apply(x, weight, counts.tolist())
     return out
 

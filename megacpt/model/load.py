@@ -126,6 +126,8 @@ def end_step(routers: Sequence[Router], learn: bool) -> dict[int, LayerLoad]:
 
 def _learn(router: Router, counts: Tensor, sinkhorn_sums: Tensor, log_u: Tensor) -> None:
     """Take the sums of a step over all ranks into the state of a router; `log_u` is a mean."""
+    if not router.weight.requires_grad:
+        return  # a part that the stage leaves as it is
     balance = router.moe.balance
     router.shares.copy_(assignments(counts))
     if isinstance(balance, BiasBalance):

@@ -113,7 +113,7 @@ class Router(MegatronModule):
         gates = self._gates(parts, routings, strength, scope) if self._learns else [r.gates for r in routings]
         routing = _joined(routings, dim)
         choice = Choice(_join(gates, dim), routing.experts)
-        if self.moe.capacity is not None:
+        if self.moe.capacity is not None and self.training:
             kept = within_capacity(routing, self.moe.capacity, self.microbatch_group)
             choice = Choice(choice.gates * kept, routing.experts.where(kept, -1))
         if self.recorder is not None:
@@ -188,7 +188,7 @@ class Router(MegatronModule):
         tokens, width = choice.gates.shape[0], self.moe.experts
         kept = choice.experts >= 0
         slots = torch.where(kept, choice.experts, 0).long()
-        weights = choice.gates.new_zeros(tokens, width).scatter_add(1, slots, choice.gates * kept)
+        weights = choice.gates.new_zeros(tokens, width).scatter_add(1, slots, torch.where(kept, choice.gates, 0))
         counts = torch.zeros(tokens, width, dtype=torch.int32, device=slots.device).scatter_add_(1, slots, kept.int())
         return weights, counts > 0
 

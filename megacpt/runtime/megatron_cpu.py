@@ -17,17 +17,13 @@ import importlib.machinery
 import importlib.util
 import logging
 import marshal
-import multiprocessing
 import os
 import queue
 import sys
-import threading
-import time
 import types
 import warnings
 from collections.abc import Sequence
 from functools import cache
-from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
@@ -201,22 +197,6 @@ def _write_here(transforms: list[Any], _use_msc: bool, _rank: int, buckets: list
     results.put(failure or written)
 
 
-def _end_with_parent() -> None:
-    """Let this process end soon after its parent does, however that ends.
-
-    A rank that is killed would leave it behind, with the rank's memory and its connections, so that the other ranks
-    would wait for a dead one.
-    """
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(0)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _as_numbers(values: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:  # noqa: ARG001
     """Hand out a tensor as an array where one is asked for."""
     return values.numpy() if as_numpy and hasattr(values, "numpy") else values
@@ -231,16 +211,4 @@ def adapt() -> None:
     # What is on the CPU already is not turned into the numbers that the exchange of tokens between experts wants.
     token_dispatcher.maybe_move_tensor_to_cpu = _as_numbers
 
-    # Megatron starts the manager of this queue by spawning, which imports the main program once more in every
-    # saving rank (6-15 s) because a CUDA context must not be forked. Without CUDA a fork is safe and takes 0.1 s.
-    queues: list[Any] = []
-
-    def forked_queue() -> Any:
-        if not queues:
-            manager = SyncManager(ctx=multiprocessing.get_context("fork"))
-            manager.start(_end_with_parent)
-            queues.append(manager.Queue())
-        return queues[0]
-
-    filesystem_async._get_write_results_queue = forked_queue
     filesystem_async.FileSystemWriterAsync.write_preloaded_data_multiproc = staticmethod(_write_here)

@@ -121,6 +121,14 @@ def save_in_background(run: str) -> dict[str, Any]:
     return {"saved": saved, "during": during, "files": files, "later": digests(trained)}
 
 
+def save_after_one_given_up(run: str) -> dict[str, str]:
+    """Give up a save in the background, and save a larger model; return the hashes of the latter."""
+    first, second = Store(Path(run) / "given up"), engine(model={"ffn": 96})
+    first.save(1, engine().state(), {}, asynchronous=True)
+    Store(Path(run)).save(1, second.state(), {})
+    return digests(second)
+
+
 def newest(run: str) -> tuple[str | None, list[str]]:
     """The newest good checkpoint of a run, and the warnings on the way."""
     warnings: list[str] = []

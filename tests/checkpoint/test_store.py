@@ -216,3 +216,9 @@ def test_in_the_background_it_appears_when_complete_and_is_of_its_moment(pools: 
     folder = tmp_path / "checkpoints" / "step-00000001"
     assert pools(1).run(f"{CASES}:load", folder=str(folder)) == [found["saved"]]
     assert found["later"] != found["saved"]
+
+
+def test_one_that_was_given_up_leaves_nothing_to_the_next(pools: Pools, tmp_path: Path) -> None:
+    (saved,) = pools(1).run(f"{CASES}:save_after_one_given_up", run=str(tmp_path))
+    folder = tmp_path / "checkpoints" / "step-00000001"
+    assert pools(1).run(f"{CASES}:load", folder=str(folder), model={"ffn": 96}) == [saved]

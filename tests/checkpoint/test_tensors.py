@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from megacpt.checkpoint.tensors import METADATA, check_metadata
+from megacpt.checkpoint.tensors import METADATA, check_index, check_metadata
 from megacpt.errors import CheckpointError
 from tests.pool import Pools
 
@@ -131,3 +131,16 @@ def test_any_flipped_byte_of_the_index_is_an_error_or_harmless(saved: Path, tmp_
 def test_another_model_is_refused(pools: Pools, saved: Path, model: dict[str, Any]) -> None:
     (said,) = pools(1).run(f"{CASES}:load_error", folder=str(saved), model=model)
     assert said.startswith(f"CheckpointError: {saved} does not fit this model")
+
+
+@pytest.mark.parametrize("change", [-1, 1, None])
+def test_an_index_that_does_not_describe_its_files(saved: Path, tmp_path: Path, change: int | None) -> None:
+    folder = Path(shutil.copytree(saved, tmp_path / "copy"))
+    check_index(folder)
+    path = next(folder.glob("*.distcp"))
+    if change is None:
+        path.rename(folder / "other.distcp")
+    else:
+        os.truncate(path, path.stat().st_size + change)
+    with pytest.raises(CheckpointError, match=r"\.metadata does not describe"):
+        check_index(folder)

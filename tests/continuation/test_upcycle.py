@@ -59,7 +59,7 @@ def test_what_preserves_the_function(how: Upcycle, moe: dict[str, Any]) -> None:
         ("copy", {"renormalise": False}, "model.moe.renormalise", "take true"),
         ("copy", {"scale": 2.5}, "model.moe.scale", "take 1"),
         ("copy", {"capacity": 1.0}, "model.moe.capacity", "take null"),
-        ("copy", {"top_k": 1, "score": "sigmoid"}, "model.moe.top_k", "take 2, or stage.carry.upcycle: shared"),
+        ("copy", {"top_k": 1, "renormalise": False}, "model.moe.top_k", "take 2, or stage.carry.upcycle: shared"),
         ("shared", {}, "model.moe.shared_ffn", "take 48"),
         (None, {}, "model.moe", "take stage.carry.upcycle: copy or shared"),
     ],

@@ -75,9 +75,10 @@ def beside_megatron(scope: str, strength: float, beta: float) -> tuple[float, fl
     return float(gates), float(gradients), abs(float(made.load.penalty) / tokens / float(aux) - 1)
 
 
-def learned(steps: int, skipped: int | None = None, **moe: Any) -> dict[str, Any]:
+def learned(steps: int, skipped: int | None = None, frozen: bool = False, **moe: Any) -> dict[str, Any]:
     """What a router knows after some steps of two microbatches, and the loads that it saw."""
     made = router(**moe).train()
+    made.weight.requires_grad_(not frozen)
     loads = []
     for step in range(steps):
         for microbatch in (0, 1):
@@ -115,4 +116,7 @@ def capacity(factor: float) -> dict[str, Any]:
     hidden = draw(5, skew=2.0)
     free = Choice(*router()(hidden))
     bound = Choice(*router(capacity=factor)(hidden))
-    return {"free": [x.detach() for x in free], "bound": [x.detach() for x in bound]}
+    with torch.no_grad():
+        evaluated = Choice(*router(capacity=factor).eval()(hidden))
+    named = {"free": free, "bound": bound, "evaluated": evaluated}
+    return {name: [x.detach() for x in choice] for name, choice in named.items()}

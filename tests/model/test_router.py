@@ -49,6 +49,13 @@ def test_a_skipped_step_teaches_nothing(pools: Pools) -> None:
     assert _learned(pools, skipped=2)["state"] == _learned(pools, steps=2)["state"]
 
 
+def test_a_frozen_router_learns_nothing_and_is_still_measured(pools: Pools) -> None:
+    found = _learned(pools, steps=2, frozen=True, balance={"kind": "bias"}, score="sigmoid", renormalise=True)
+    assert set(found["state"]["shares"]) == {1 / E}
+    assert not any(found["state"]["choice_bias"])
+    assert found["loads"][1]["max_load"] > K / E
+
+
 def test_the_bias_moves_against_the_load(pools: Pools) -> None:
     found = _learned(pools, 2, steps=1, balance={"kind": "bias", "rate": 0.5}, score="sigmoid", renormalise=True)
     ((counts,), *_) = pools(2).run(f"{CASES}:counts_of", steps=1)
@@ -81,3 +88,5 @@ def test_where_no_capacity_is_left_the_smallest_gates_are_dropped(pools: Pools) 
     dropped = kept < 0
     assert dropped.any()
     assert not bound[dropped].any()
+    # Evaluation has no capacity: later tokens must not take the place of earlier ones.
+    assert torch.equal(found["evaluated"][1], experts)

@@ -233,3 +233,39 @@ def test_gates_and_losses_are_megatrons(dtype: torch.dtype, tolerance: float, pr
     torch.testing.assert_close(torch.stack(found), torch.stack((aux, z)).double(), atol=tolerance, rtol=tolerance)
     assert ours.grad is not None
     torch.testing.assert_close(ours.grad, theirs.grad, atol=tolerance, rtol=10 * tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("scope", ["sequence", "global"])
+def test_losses_over_sequences_and_over_ranks_are_megatrons(dtype: torch.dtype, tolerance: float, scope: str) -> None:
+    from megatron.core.transformer.moe import moe_utils
+
+    length, sequences, experts, chosen, alpha = 32, 3, 16, 2, 0.05
+    tokens = length * sequences
+    values = torch.randn(length, sequences, experts, generator=torch.Generator().manual_seed(8), dtype=dtype) * 2
+    elsewhere = torch.randint(0, 40, (experts,), generator=torch.Generator().manual_seed(9))
+
+    theirs = values.clone().requires_grad_()
+    probabilities = theirs.flatten(0, 1).softmax(1)
+    _, chosen_map = moe_utils.topk_routing_with_score_function(theirs.flatten(0, 1), chosen)
+    if scope == "sequence":
+        by_sequence = probabilities.view(length, -1), chosen_map.view(length, -1).sum(0)
+        aux = moe_utils.switch_load_balancing_loss_func(*by_sequence, length, chosen, experts, alpha) / sequences
+    else:
+        counts = chosen_map.sum(0) + elsewhere
+        together = int(counts.sum()) / chosen
+        aux = moe_utils.switch_load_balancing_loss_func(probabilities, counts, together, chosen, experts, alpha)
+        aux = aux * together / tokens  # a mean over this rank's tokens instead of all
+    (tokens * aux).backward()
+
+    ours, found, scoring = values.clone().requires_grad_(), [], Scoring(chosen)
+    for part in ours.unbind(1) if scope == "sequence" else [ours.flatten(0, 1)]:
+        routing = choose_experts(part, scoring)
+        fractions = balance.assignments(routing.counts + (elsewhere if scope == "global" else 0))
+        coefficients = balance.balance_coefficients(fractions, alpha).to(dtype)
+        gates = gated(part, routing, coefficients, torch.zeros(1, dtype=dtype), scoring)
+        gates.backward(torch.zeros_like(gates), retain_graph=True)
+        found.append(balance.balance_loss(fractions, routing.prob_sum, len(part), alpha))
+    torch.testing.assert_close(torch.stack(found).mean(), aux.double(), atol=tolerance, rtol=tolerance)
+    assert ours.grad is not None
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=tolerance, rtol=10 * tolerance)
