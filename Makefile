@@ -4,6 +4,7 @@
 #   make test     the same, run the test suite          (PYTEST_ARGS="-n 2 tests/data" passes arguments on)
 #   make lint     ruff                 make types    mypy
 #   make checks   lint, types, test    make clean    remove what was built and installed
+#   make llama-cpp   build llama.cpp into .venv (15 min on one core), for the tests that export to it
 #   make wheel    dist/*.whl with the kernels built in (MEGACPT_CUDA_ARCHS="80;90;100" make wheel: those for GPUs too)
 #
 # Variables:
@@ -26,7 +27,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint types checks wheel clean
+.PHONY: demo test lint types checks llama-cpp wheel clean
 
 demo: $(STAMP)
 	@$(BIN)/megacpt demo
@@ -41,6 +42,13 @@ types: $(TOOLS)
 	@$(BIN)/mypy
 
 checks: lint types test
+
+# A client of the GGUF exports, built from source with what this processor can; JOBS=4 for more cores.
+JOBS ?= 1
+llama-cpp: $(TOOLS)
+	@CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=ON" \
+	  $(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt --no-binary llama-cpp-python llama-cpp-python
+	@$(BIN)/python -m pytest tests/convert/test_gguf.py -k LlamaCpp
 
 wheel: $(STAMP)
 	@$(BIN)/python -m pip wheel -q $(PIP_ARGS) --no-deps --no-build-isolation --wheel-dir dist .

@@ -26,9 +26,11 @@ PER_INSTRUCTION_SET = "*_rows.cpp"
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-psabi"]
 INSTRUCTION_SETS = {
     "baseline": [],
-    "avx2": ["-mavx2"],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
 }
+# Sets that are worth it for some sources alone.
+MORE_SETS = {"packed_linear_int8_rows.cpp": {"avx512vnni": [*INSTRUCTION_SETS["avx512"], "-mavx512vnni"]}}
 CUDA_SOURCES = Path("kernels") / "cuda"
 CUDA_FLAGS = ["-O3", "-std=c++17", "--cudart=static", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 CUDA_ARCHS = "MEGACPT_CUDA_ARCHS"
@@ -83,7 +85,8 @@ class BuildKernels(build_ext):
         per_set = set(sources.glob(PER_INSTRUCTION_SET))
         made = []
         for source in sorted(sources.glob("*.cpp")):
-            variants = INSTRUCTION_SETS if source in per_set and x86 else {"baseline": []}
+            sets = {**INSTRUCTION_SETS, **MORE_SETS.get(source.name, {})}
+            variants = sets if source in per_set and x86 else {"baseline": []}
             for isa, extra in variants.items():
                 made.append(objects / f"{source.stem}.{isa}.o")
                 self._run([*compiler, *flags, *extra, f"-DMEGACPT_ISA={isa}", "-c", source, "-o", made[-1]])

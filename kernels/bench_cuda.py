@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import bench_cuda_ternary as ternary
 import torch
 from torch import Tensor
 
@@ -70,8 +71,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if not (arguments.unmeasured or torch.cuda.is_available()):
         parser.error("there is no GPU that this torch can use; --unmeasured writes floors and targets alone")
-    lines = [line(case, *((None, None) if arguments.unmeasured else measure(case))) for case in CASES]
-    text = page(lines, arguments.unmeasured, arguments.sanitizer)
+    none = (None, None)
+    lines = [line(case, *(none if arguments.unmeasured else measure(case))) for case in CASES]
+    others = [
+        ternary.line(case, *(none if arguments.unmeasured else ternary.measure(case, replayed)))
+        for case in ternary.CASES
+    ]
+    text = page(lines, others, arguments.unmeasured, arguments.sanitizer)
     print(text)
     if arguments.write:
         arguments.write.write_text(text)
@@ -87,15 +93,19 @@ def line(case: Case, ours: float | None, theirs: float | None) -> str:
     return "| " + " | ".join(columns) + " |"
 
 
-def page(lines: list[str], unmeasured: bool, sanitizer: str) -> str:
+def page(lines: list[str], ternary_lines: list[str], unmeasured: bool, sanitizer: str) -> str:
     """All of BENCH.md."""
     where = "no GPU" if unmeasured else torch.cuda.get_device_name()
     table = json.loads(BUDGETS.read_text())
-    static = [
-        f"| {name} | {' | '.join(str(table[arch][name]) for arch in sorted(table))} |"
-        for name in sorted(table["sm_90"])
-        if "bfloat16" in name or "float32" in name
-    ]
+    names = sorted(table["sm_90"])
+    static, static_ternary = (
+        [f"| {name} | {' | '.join(str(table[arch][name]) for arch in sorted(table))} |" for name in chosen]
+        for chosen in (
+            [name for name in names if name.startswith("route") and ("bfloat16" in name or "float32" in name)],
+            [name for name in names if not name.startswith("route")],
+        )
+    )
+    head = [f"| kernel | {' | '.join(sorted(table))} |", f"| --- |{' --- |' * len(table)}"]
     return "\n".join(
         [
             "# CUDA kernels: measured and static figures",
@@ -111,15 +121,24 @@ def page(lines: list[str], unmeasured: bool, sanitizer: str) -> str:
             "| --- | --- | --- | --- | --- | --- | --- | --- |",
             *lines,
             "",
+            *ternary.section(ternary_lines),
             "## Static: instructions a row",
             "",
             "Not measured, but counted in the machine code by `kernels/tools/check_sass.py`: warp-instructions a row,",
             "as if all branches were taken (softmax and sigmoid, aligned and not) and eight experts were chosen. What",
             "runs is less. None uses local memory. `16x16`: 16 lanes a row, 16 numbers each (E to 256).",
             "",
-            f"| kernel | {' | '.join(sorted(table))} |",
-            f"| --- |{' --- |' * len(table)}",
+            *head,
             *static,
+            "",
+            "## Static: instructions a weight",
+            "",
+            "Likewise, of ternary matrices: a thread's instructions in the loop over weights. At 4.3 TB/s an H200",
+            "has 1.7 for each weight of 2 bits. `8x256`: up to 8 tokens by 256 rows a block; `grouped`: a scale for",
+            "each group of columns.",
+            "",
+            *head,
+            *static_ternary,
             "",
         ]
     )

@@ -20,7 +20,8 @@ if command -v compute-sanitizer > /dev/null; then
   for tool in memcheck racecheck; do
     compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 5 \
       "$PYTHON" -m pytest -q -n 0 -p no:cacheprovider tests/gpu \
-      -k "softmax-True-1-shape3-dtype1 or sigmoid-True-4-shape6-dtype1 or steps[31-dtype1] or 5000-31-33-dtype1"
+      -k "softmax-True-1-shape3-dtype1 or sigmoid-True-4-shape6-dtype1 or steps[31-dtype1] or 5000-31-33-dtype1 \
+or definition[dtype0-out_dtype0] or definition[500-1024-500-8-17] or definition[11008-1032-2-1-1]"
   done
   sanitizer="memcheck and racecheck found nothing"
 else

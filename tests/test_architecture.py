@@ -15,13 +15,13 @@ PACKAGE = ROOT / "megacpt"
 FLOORS = [
     {"errors", "__init__"},
     {"ops", "config"},
-    {"runtime", "optim"},
+    {"runtime", "optim", "quant"},
     {"model", "data"},
     {"engine"},
     {"checkpoint", "evaluate"},
     {"continuation"},
     {"convert"},
-    {"train", "report"},
+    {"train", "report", "serve"},
     {"demo", "bench"},
     {"recipes"},
     {"cli"},
@@ -69,6 +69,8 @@ def test_rooms_import_only_from_floors_below() -> None:
         ("megacpt.cli.main", ["torch", "numpy", "matplotlib"]),
         ("megacpt.data", ["torch", "megatron"]),
         ("megacpt.optim.schedules", ["torch", "megatron"]),
+        ("megacpt.serve.opened", ["megatron", "transformers", "matplotlib"]),
+        ("megacpt.serve.generation", ["megatron", "transformers", "matplotlib"]),
     ],
 )
 def test_light_rooms_stay_light(module: str, absent: list[str]) -> None:

@@ -1,13 +1,15 @@
 """Checks the machine code of the CUDA kernels, on a machine without a GPU.
 
 Compiles every .cu of kernels/cuda and disassembles it. Each kernel must be free of spills and local memory, and read
-(and write) aligned rows in pieces of 128 bits; the router's may not have more instructions a row than
-kernels/cuda/budgets.json says. Run as ``python kernels/tools/check_sass.py [--archs 80,90,100] [--record]``; --record
-writes the budgets anew.
+(and write) aligned rows in pieces of 128 bits; the router's may not have more instructions a row, and those of ternary
+matrices not more instructions a weight, than kernels/cuda/budgets.json says. Run as ``python
+kernels/tools/check_sass.py [--archs 80,90,100] [--record]``; --record writes the budgets anew.
 
 Instructions a row are a static count: every instruction of the loop over rows, as if all branches were taken (softmax
 and sigmoid, aligned and not), times the lanes a row has, over 32. In the forward pass the largest inner loop, that over
-the k best, counts eight times; other inner loops count once. It is there to notice growth and measures nothing.
+the k best, counts eight times; other inner loops count once. Instructions a weight are those of a loop over the weights
+that a thread has in one pass: for quantisation the innermost that reads pieces of 128 bits, for products the one with
+tensor cores. Both are there to notice growth and measure nothing.
 """
 
 from __future__ import annotations
@@ -30,8 +32,16 @@ BUDGETS = CUDA / "budgets.json"
 ARCHITECTURES = ("80", "90", "100")
 CHOSEN = 8
 SLACK = 1.03  # other versions of nvcc
-WIDE = {"route": ("LDG",), "route_gradient": ("LDG", "STG"), "softmax_sums": ("LDG",), "balance": ("LDG",)}
-COUNTED = ("route", "route_gradient")
+WIDE = {
+    "route": ("LDG",),
+    "route_gradient": ("LDG", "STG"),
+    "softmax_sums": ("LDG",),
+    "balance": ("LDG",),
+    "ternarise": ("LDG", "STG"),
+    "packed_product": ("LDG", "LDGSTS"),
+    "unpack": ("LDG", "STG"),
+}
+COUNTED = ("route", "route_gradient", "ternarise", "packed_product")
 FORMATS = {"float": "float32", "BFloat16": "bfloat16", "Float16": "float16"}
 KEYS = ("packed", "plain", "grouped")
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)(.*);")
@@ -41,39 +51,68 @@ _MANGLED = re.compile(
     r"\d+(route_gradient|route|softmax_sums|balance)INS_3RowI(f|NS_8BFloat16E|NS_7Float16E)Li(\d+)ELi(\d+)EE"
     r"(?:ELNS0_4KeysE(\d))?"
 )
+_QUANTISED = re.compile(
+    r"\d+(ternarise|row_sums|unpack)I(f|h|NS_8BFloat16E|NS_7Float16E)(f|NS_8BFloat16E|NS_7Float16E|S\w*_)?E"
+)
+_PRODUCT = re.compile(r"\d+packed_productINS0_5ShapeILi(\d+)ELi(\d+)ELb(\d)EE")
+_PIECE = 8  # weights that a thread quantises at once
+_TILE = 64  # weights that a thread has of a tile
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """The instructions of a kernel in their order, and where its backward branches lead."""
+    """The instructions of a kernel in their order, and where its backward branches lead.
+
+    `weights`: of a ternary matrix, that a thread has in one pass; 0 for kernels whose rows are spread over `lanes`.
+    """
 
     name: str
     lanes: int
     instructions: list[str]
     loops: list[tuple[int, int]]
+    weights: int = 0
 
-    def row_instructions(self) -> float:
-        """Warp-instructions a row, as the module says."""
+    def instructions_each(self) -> float:
+        """Instructions a weight, or warp-instructions a row, as the module says."""
+        if self.name.startswith("packed_product"):
+            return max(self._size(loop) for loop in self.loops if self._holds(loop, "HMMA", "")) / self.weights
+        if self.weights:
+            return min(self._size(loop) for loop in self.loops if self._holds(loop, "LDG.", ".128")) / self.weights
         outer = max(self.loops, key=lambda loop: loop[1] - loop[0])
         inner = [loop for loop in self.loops if loop != outer and outer[0] <= loop[0] and loop[1] <= outer[1]]
         best = max(inner, key=self._size, default=None)
         each_best = self._size(best) if best is not None and self.name.startswith("route ") else 0
         return (self._size(outer) + (CHOSEN - 1) * each_best) * self.lanes / 32
 
+    def _holds(self, loop: tuple[int, int], start: str, part: str) -> bool:
+        inside = self.instructions[loop[0] : loop[1] + 1]
+        return any(name.startswith(start) and part in name for name in inside)
+
     @staticmethod
     def _size(loop: tuple[int, int]) -> int:
         return loop[1] - loop[0] + 1
 
 
-def readable(mangled: str) -> tuple[str, int]:
-    """The name of a kernel as the budgets have it, and the lanes of a row (0 for kernels without)."""
-    found = _MANGLED.search(mangled)
-    if found is None:
-        return mangled, 0
-    kernel, number, lanes, each, keys = found.groups()
-    kind = FORMATS["float" if number == "f" else re.sub(r"NS_\d+|E$", "", number)]
-    parts = [kernel, kind, f"{lanes}x{each}", *([KEYS[int(keys)]] if keys else [])]
-    return " ".join(parts), int(lanes)
+def _format(mangled: str) -> str:
+    short = {"f": "float", "h": "bytes"}
+    return FORMATS.get(name := short.get(mangled, re.sub(r"NS_\d+|E$", "", mangled)), name)
+
+
+def readable(mangled: str) -> tuple[str, int, int]:
+    """A kernel's name as the budgets have it, the lanes of a row and the weights of a pass (0 where there are none)."""
+    if found := _MANGLED.search(mangled):
+        kernel, number, lanes, each, keys = found.groups()
+        parts = [kernel, _format(number), f"{lanes}x{each}", *([KEYS[int(keys)]] if keys else [])]
+        return " ".join(parts), int(lanes), 0
+    if found := _QUANTISED.search(mangled):
+        kernel, number, other = found.groups()
+        parts = [kernel, _format(number), *([_format(number if other[0] == "S" else other)] if other else [])]
+        return " ".join(parts), 0, _PIECE
+    if found := _PRODUCT.search(mangled):
+        tokens, tiles, grouped = map(int, found.groups())
+        stages = 2 if tokens == 8 else 4  # tiles beside each other in a pass
+        return f"packed_product {8 * tokens}x{64 * tiles}{' grouped' * grouped}", 0, _TILE * tiles * stages
+    return mangled, 0, 0
 
 
 def parse(listing: str) -> list[Kernel]:
@@ -95,8 +134,8 @@ def parse(listing: str) -> list[Kernel]:
                 instructions.append(found[2])
         mangled = _TEXT.match(part)
         assert mangled is not None
-        name, lanes = readable(mangled[1])
-        kernels.append(Kernel(name, lanes, instructions, loops))
+        name, lanes, weights = readable(mangled[1])
+        kernels.append(Kernel(name, lanes, instructions, loops, weights))
     return kernels
 
 
@@ -110,11 +149,12 @@ def faults(kernel: Kernel, budget: float | None) -> list[str]:
         if not any(name.startswith(load) and ".128" in name for name in kernel.instructions):
             found.append(f"no {load} of 128 bits")
     if kernel.name.split()[0] in COUNTED:
-        count = kernel.row_instructions()
+        count = kernel.instructions_each()
+        unit, digits = ("weight", 2) if kernel.weights else ("row", 0)
         if budget is None:
             found.append("no budget: run with --record")
         elif count > budget * SLACK:
-            found.append(f"{count:.0f} instructions a row, and the budget is {budget:.0f}")
+            found.append(f"{count:.{digits}f} instructions a {unit}, and the budget is {budget:.{digits}f}")
     return found
 
 
@@ -151,7 +191,9 @@ def check(architectures: list[str], record: bool) -> list[str]:
     if record:
         for architecture, kernels in found.items():
             counted = [kernel for kernel in kernels if kernel.name.split()[0] in COUNTED]
-            budgets[f"sm_{architecture}"] = {k.name: round(k.row_instructions(), 1) for k in counted}
+            budgets[f"sm_{architecture}"] = {
+                k.name: round(k.instructions_each(), 2 if k.weights else 1) for k in counted
+            }
         BUDGETS.write_text(json.dumps(budgets, indent=1, sort_keys=True) + "\n")
     return [
         f"sm_{architecture} {kernel.name}: {fault}"

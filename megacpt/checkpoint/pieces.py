@@ -112,6 +112,8 @@ class PieceReader:
         if entry is None or tuple(entry.size) != piece.shape:
             has = "no such tensor" if entry is None else f"one of shape {tuple(entry.size)}"
             raise CheckpointError(f"{self.folder} should hold {piece.name} of shape {piece.shape}, and has {has}")
+        if any(_same_block(piece, chunk) for chunk in entry.chunks):
+            return self._stored(piece)
         block = torch.empty(piece.sizes, dtype=entry.properties.dtype)
         chunk = ChunkStorageMetadata(torch.Size(piece.offsets), torch.Size(piece.sizes))
         items = create_read_items_for_chunk_list(piece.name, entry, [chunk])
@@ -122,6 +124,17 @@ class PieceReader:
         except Exception as error:  # a damaged file can raise anything
             raise CheckpointError(f"{self.folder} is damaged: {piece.name} cannot be read ({error})") from error
         return block
+
+    def _stored(self, piece: Piece) -> Tensor:
+        """Return a block that is stored as such, without a second copy in memory."""
+        place = self.reader.storage_data[_index(piece)]
+        try:
+            with (self.folder / place.relative_path).open("rb") as file:
+                view = self.reader._slice_file(file, place)
+                found: Tensor = torch.load(view, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file can raise anything
+            raise CheckpointError(f"{self.folder} is damaged: {piece.name} cannot be read ({error})") from error
+        return found.view(piece.sizes)
 
 
 class _Into(DefaultLoadPlanner):
@@ -204,6 +217,10 @@ class _Computed(SavePlanner):
     def resolve_data(self, write_item: WriteItem) -> Tensor:
         """Make a block."""
         return self.make(self.items[write_item.index])
+
+
+def _same_block(piece: Piece, chunk: ChunkStorageMetadata) -> bool:
+    return tuple(chunk.offsets) == piece.offsets and tuple(chunk.sizes) == piece.sizes
 
 
 def _index(piece: Piece) -> MetadataIndex:

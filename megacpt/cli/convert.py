@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Make checkpoints from checkpoints.")
+from megacpt.cli.bits import bits
+
+app = typer.Typer(no_args_is_help=True, help="Make checkpoints from checkpoints, and files that other programs read.")
+app.command()(bits)
+Checkpoint = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or the folder of a run for its newest.")
+]
 
 
-@app.callback()
-def _group() -> None:
-    """Keep `average` a command of its own while it is the only one."""
+class TernaryBits(str, Enum):
+    """Of a packed ternary weight."""
+
+    FOUR_A_BYTE = "2"
+    FIVE_A_BYTE = "1.6"
+
+
+class Dtype(str, Enum):
+    """Of weights that are not quantised."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class MatrixType(str, Enum):
+    """Of the matrices in a GGUF file."""
+
+    TQ2_0 = "tq2_0"
+    TQ1_0 = "tq1_0"
+    F16 = "f16"
+    F32 = "f32"
+
+
+class PlainType(str, Enum):
+    """Of embedding and head in a GGUF file."""
+
+    F16 = "f16"
+    F32 = "f32"
 
 
 @app.command()
@@ -66,6 +101,122 @@ def average(
         made = run(checkpoints, out, numbers, told)
     if is_first_rank():
         console.print(f"made: {made}", highlight=False)
+    stop_process_group()
+
+
+@app.command()
+def pack(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option(help="A new folder; `generate` runs it.")],
+    bits: Annotated[
+        TernaryBits | None,
+        typer.Option(help="Of a ternary weight: 2 (four a byte, the default) or 1.6 (five a byte)."),
+    ] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Of embedding, head and norms; what the run computes in if left out.")
+    ] = None,
+) -> None:
+    """Pack the quantised matrices of a checkpoint into few bits, without loss.
+
+    The folder is laid out as Hugging Face's (config.json, safetensors, tokenizer), with the codes of a matrix and their
+    scales in its place. It is made matrix by matrix, in the memory of one, whatever the size of the model.
+
+    Examples:
+      megacpt convert pack runs/ternary --out packed
+      megacpt convert pack runs/ternary --bits 1.6 --dtype bfloat16 --out packed
+      megacpt generate packed --prompt "The quick brown"
+    """
+    from megacpt.convert.pack import pack as run
+
+    with _exporting(out, "packing") as told:
+        run(checkpoint, out, None if bits is None else bits.value, None if dtype is None else dtype.value, told)
+
+
+@app.command("to-hf")
+def to_hf(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option(help="A new folder; transformers loads it.")],
+    dtype: Annotated[Dtype | None, typer.Option(help="Of all weights; what the run computes in if left out.")] = None,
+) -> None:
+    """Write a checkpoint as a Llama of Hugging Face, quantised matrices as plain numbers.
+
+    Examples:
+      megacpt convert to-hf runs/english --out english-hf
+      megacpt convert to-hf runs/ternary --dtype bfloat16 --out ternary-hf
+      python -c "import transformers as t; print(t.AutoModelForCausalLM.from_pretrained('english-hf'))"
+    """
+    from megacpt.convert.to_hf import to_hf as run
+
+    with _exporting(out, "writing") as told:
+        run(checkpoint, out, None if dtype is None else dtype.value, told)
+
+
+@app.command("to-gguf")
+def to_gguf(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option(metavar="FILE.gguf", help="A new file; llama.cpp runs it.")],
+    matrices: Annotated[
+        MatrixType | None,
+        typer.Option(
+            "--type", help="Of the matrices of attention and MLPs; tq2_0 for ternary ones if left out, else f16."
+        ),
+    ] = None,
+    embedding: Annotated[PlainType, typer.Option(help="Of the embedding and the output projection.")] = PlainType.F16,
+) -> None:
+    """Write a checkpoint as a GGUF file for llama.cpp, ternary matrices in TQ2_0 or TQ1_0. Needs the package gguf.
+
+    Examples:
+      megacpt convert to-gguf runs/ternary --out ternary.gguf
+      megacpt convert to-gguf runs/ternary --type tq1_0 --embedding f32 --out ternary.gguf
+      megacpt convert to-gguf runs/english --type f16 --out english.gguf
+    """
+    from megacpt.convert.to_gguf import to_gguf as run
+
+    with _exporting(out, "writing") as told:
+        run(checkpoint, out, None if matrices is None else matrices.value, embedding.value, told)
+
+
+@app.command()
+def quantise(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option(help="A new folder; `eval`, `generate` and `convert pack` open it as a run.")],
+    bits: Annotated[int, typer.Option(min=2, max=8, help="Of a weight, such as 3, 4, 6 or 8.")],
+    group: Annotated[int, typer.Option(min=8, help="Weights of a row that share a scale.")] = 128,
+) -> None:
+    """Round the matrices of a float checkpoint to few bits: the baseline that ternary training is measured against.
+
+    Every weight goes to the nearest of 2^bits - 1 levels, symmetric around 0, a scale in float16 for each group.
+    Embedding, head and norms stay. Under torchrun the ranks share the work.
+
+    Examples:
+      megacpt convert quantise runs/english --bits 4 --out runs/english-4bit
+      megacpt eval runs/english-4bit --stream data/english-valid
+      megacpt convert pack runs/english-4bit --out english-4bit
+    """
+    from megacpt.convert.round_to_nearest import round_to_nearest as run
+
+    with _exporting(out, f"rounding to {bits} bits", shared=True) as told:
+        run(checkpoint, out, bits, group, told)
+
+
+@contextmanager
+def _exporting(out: Path, what: str, shared: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A bar on the first rank while the block runs, and the name of what it made; `shared`: by all ranks."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from megacpt.errors import LayoutError
+    from megacpt.runtime.layout import is_first_rank, start_process_group, stop_process_group, world_size
+
+    start_process_group()
+    if world_size() > 1 and not shared:
+        raise LayoutError(f"this command is of one process, and here are {world_size()} ranks: run it without torchrun")
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not is_first_rank()) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, count: bar.update(task, completed=done, total=-(-count // world_size()))
+    if is_first_rank():
+        console.print(f"made: {out}", highlight=False)
     stop_process_group()
 
 

@@ -30,6 +30,7 @@ from megacpt.config.parts import (
     OptimConfig,
     ParallelConfig,
 )
+from megacpt.config.quantise import QuantiseConfig, ScaleConfig
 from megacpt.config.quantities import Duration, Part, Rate, Share, Tokens
 from megacpt.config.run import RunConfig
 from megacpt.config.schedule import (
@@ -70,6 +71,7 @@ __all__ = [
     "Part",
     "PenaltyBalance",
     "PhaseConfig",
+    "QuantiseConfig",
     "Rate",
     "ReplayConfig",
     "RetentionConfig",
@@ -78,6 +80,7 @@ __all__ = [
     "RopeConfig",
     "RopeScaling",
     "RunConfig",
+    "ScaleConfig",
     "ScheduleConfig",
     "Share",
     "SinkhornBalance",

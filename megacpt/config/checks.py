@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from megacpt.config.base import Problem
+from megacpt.config.quantise import layout_problems as quantise_problems
 from megacpt.config.run import RunConfig
 from megacpt.errors import ConfigError, LayoutError, nearest
 
@@ -51,6 +52,7 @@ def layout_problems(config: RunConfig, world_size: int | None = None, vocab: int
     yield from _tensor_problems(config, vocab)
     yield from _pipeline_problems(config)
     yield from _expert_problems(config, world_size)
+    yield from quantise_problems(config.model, config.parallel.tensor)
     yield from _sequence_problems(config)
     yield from _evaluation_problems(config)
     yield from _vocab_problems(config, vocab)

@@ -39,8 +39,8 @@ REASONS = {
     "moe.groups_kept": _NUMBERS,
 }
 """Keys of the model that are fixed for a lineage. Others may change with a stage: the label, the longest sequence, base
-and scaling of the rotary positions (which have no weights), what keeps experts in balance, and `init_std`, which is for
-new weights alone."""
+and scaling of the rotary positions (which have no weights), what keeps experts in balance, how matrices are quantised
+(latent weights stay what they are), and `init_std`, which is for new weights alone."""
 
 
 def model_problems(before: ModelConfig, after: ModelConfig, upcycle: Upcycle | None = None) -> Iterator[Problem]:

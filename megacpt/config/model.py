@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from megacpt.config.base import Count, Number, Problem, Section, raise_problems
 from megacpt.config.moe import MoEConfig
+from megacpt.config.quantise import QuantiseConfig, size_problems
 
 
 class LinearScaling(Section):
@@ -204,6 +205,11 @@ class ModelConfig(Section):
         default=None,
         description="Mixture of experts in the place of the MLP, in all layers or some of them. null: a dense model.",
     )
+    quantise: QuantiseConfig | None = Field(
+        default=None,
+        description="Matrices of few bits, such as ternary ones, trained through latent weights. null: none. A stage "
+        "may change it.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -241,6 +247,7 @@ class ModelConfig(Section):
         if self.moe is not None and not any(self.moe_layers):
             text = f"{self.moe.first_dense} leaves no layer with experts; model.layers is {self.layers}"
             yield Problem("moe.first_dense", text)
+        yield from size_problems(self)
 
     @property
     def rotary_dim(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -72,7 +73,9 @@ def _reason(path: KeyPath, error: str, message: str, value: Any, context: Mappin
     if error == "value_error":
         return _without_repeat(str(context["error"]), path)
     if error == "literal_error":
-        return _choice("", find(path)[0].choices, str(value))
+        entries = find(path)  # empty for an entry of a list
+        choices = entries[0].choices if entries else re.findall("'([^']*)'", context["expected"])
+        return _choice("", choices, str(value))
     if error in _LIMIT_WORDS:
         name, words = _LIMIT_WORDS[error]
         return f"this must be {words} {plain(context[name])}"

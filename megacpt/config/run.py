@@ -19,6 +19,7 @@ from megacpt.config.parts import (
     OptimConfig,
     ParallelConfig,
 )
+from megacpt.config.quantise import CacheForm
 from megacpt.config.quantities import Rate
 from megacpt.config.schedule import (
     AnnealSchedule,
@@ -79,6 +80,13 @@ class RunConfig(Section):
         "attention core only); full (every layer; least memory, about a third more computation).",
         examples=["selective"],
     )
+    quantised_cache: CacheForm = Field(
+        default="dense",
+        description="How quantised matrices are kept between microbatches: dense (in the precision of the run; "
+        "fastest); fp8 (their codes in one byte) or 2bit (their codes in two bits), from which the matrix is made "
+        "again for each multiplication. It changes no numbers.",
+        examples=["2bit"],
+    )
     checkpoint: CheckpointConfig = Field(
         default_factory=CheckpointConfig, description="When the run is saved, and which checkpoints stay."
     )
@@ -105,6 +113,7 @@ class RunConfig(Section):
             self._kind_problems,
             self._peak_problems,
             self._mixture_problems,
+            self._cache_problems,
         )
         raise_problems([problem for problems in found for problem in problems()])
         return self
@@ -141,6 +150,12 @@ class RunConfig(Section):
         outside = {"embeddings", "norms"} | (set() if model.tied_embeddings else {"output"})
         if inside and outside <= set(frozen):
             yield Problem("optim.freeze", "nothing is left to train: name fewer parts")
+
+    def _cache_problems(self) -> Iterator[Problem]:
+        quantise = self.model.quantise
+        why = None if quantise is None else quantise.cache_problem(self.quantised_cache)
+        if why is not None:
+            yield Problem("quantised_cache", why)
 
     def _mixture_problems(self) -> Iterator[Problem]:
         """Of when the mixture changes, and of what its controller needs."""

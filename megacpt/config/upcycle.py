@@ -36,11 +36,25 @@ def upcycle_problems(before: ModelConfig, after: ModelConfig, how: Upcycle | Non
         yield Problem(KEY, f"{how}: the checkpoint has experts already: remove the key")
     elif after.moe is None:
         yield Problem(KEY, f"{how}: the stage has no model.moe: give the experts there, or remove the key")
+    elif before.quantise != after.quantise:
+        text = (
+            f"changes beside {KEY}, which keeps what the model computes: let another stage change it, before or after"
+        )
+        yield Problem("model.quantise", text)
     elif how == "copy":
         yield from _copy_problems(before.ffn, after.expert_ffn, after.moe)
+        yield from _part_problems(after)
     elif after.moe.shared_ffn != before.ffn:
         text = f"{after.moe.shared_ffn}: with {KEY}: shared the shared expert starts as the MLP: take {before.ffn}"
         yield Problem("model.moe.shared_ffn", text)
+
+
+def _part_problems(after: ModelConfig) -> Iterator[Problem]:
+    """A copy computes what the MLP does if it is quantised as that one is."""
+    parts = [] if after.quantise is None else after.quantise.parts
+    if ("mlp" in parts) != ("experts" in parts):
+        text = f"{', '.join(parts)}: with {KEY}: copy experts are copies of the MLP: name both or neither"
+        yield Problem("model.quantise.parts", text)
 
 
 def _copy_problems(ffn: int, expert_ffn: int, moe: MoEConfig) -> Iterator[Problem]:

@@ -110,6 +110,8 @@ def first_ledger(config: RunConfig, parent: Path | None) -> Ledger:
     problems = list(_model_problems(config, before))
     if problems:
         raise ConfigError("\n".join(map(str, problems)))
+    if before is not None:
+        _warn_other_levels(config, before)
     record = _record(config, before, parent, tokenizer)
     return Ledger(
         parent=None if before is None else before.id,
@@ -153,6 +155,18 @@ def _model_problems(config: RunConfig, before: Ledger | None) -> Iterator[Proble
     elif upcycle is not None:
         text = f"{upcycle}: a first stage begins with new weights, there is nothing to make experts of: remove the key"
         yield Problem(KEY, text)
+
+
+def _warn_other_levels(config: RunConfig, before: Ledger) -> None:
+    """Say that the model computes something else from here on, though its weights are the same."""
+    was, now = ModelConfig.model_validate(before.model).quantise, config.model.quantise
+    if was != now:
+        names = ["float" if each is None else each.grid for each in (was, now)]
+        log.warning(
+            "model.quantise changes (%s -> %s): the weights go on as they are, and the model computes another function "
+            "with them; let the rate warm up again if the loss jumps",
+            *names,
+        )
 
 
 def _record(config: RunConfig, before: Ledger | None, parent: Path | None, tokenizer: Tokenizer) -> StageRecord:

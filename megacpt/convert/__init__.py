@@ -1,1 +1,1 @@
-"""Weights that come from other weights: averaging."""
+"""Weights that come from other weights: averages, packed ones, and the files of other programs."""

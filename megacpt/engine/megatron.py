@@ -24,6 +24,7 @@ from megacpt.engine.optimizer_state import OptimizerState
 from megacpt.engine.plug_in import megatron_optimizer
 from megacpt.engine.predictions import predict
 from megacpt.engine.protocol import Batch, Choices, Predictions, StepReport
+from megacpt.engine.quantisers import Quantisers
 from megacpt.engine.routing import choices, load_statistics, routers_of, whole_model
 from megacpt.model.attention import context_slice
 from megacpt.model.builder import build_model, transformer_config
@@ -58,7 +59,8 @@ class MegatronEngine:
         enter_layout(self.layout, config.seed)
         self.device = local_device()
         self.transformer = transformer_config(config.model, self.layout, config.precision, config.recompute)
-        self.chunks = build_model(config.model, self.transformer, config.model.padded_vocab(vocab_size), self.layout)
+        padded_vocab = config.model.padded_vocab(vocab_size)
+        self.chunks = build_model(config.model, self.transformer, padded_vocab, self.layout, config.quantised_cache)
         for chunk in self.chunks:
             chunk.to(self.device)
         self.routers = routers_of(self.chunks)
@@ -66,6 +68,7 @@ class MegatronEngine:
             router.load.reset(self.device)
         self.moe_layers = [number for number, moe in enumerate(config.model.moe_layers, 1) if moe]
         initialise(self.chunks, config.model.init_std, config.seed)
+        self.quantisers = Quantisers(self.chunks, config.model, self.device)
         self.schedule = get_forward_backward_func()
         self.optimizer: Any = None
         self.wrapped: list[Any] = list(self.chunks)
@@ -142,7 +145,8 @@ class MegatronEngine:
         self.optimizer.zero_grad()
         loss, tokens = self._run(batches, forward_only=False)
         grad_norm, skipped = self._update(rate, weight_decay)
-        return StepReport(loss / max(tokens, 1), tokens, grad_norm, skipped, self._end_step(learn=not skipped))
+        statistics = {**self._end_step(learn=not skipped), **self.quantisers.end_step(updated=not skipped)}
+        return StepReport(loss / max(tokens, 1), tokens, grad_norm, skipped, statistics)
 
     def _end_step(self, learn: bool) -> dict[str, float]:
         """Let the routers learn from the step; return what there is to say of their load."""
@@ -173,6 +177,7 @@ class MegatronEngine:
     def load(self, state: dict[str, Any]) -> None:
         """See `protocol.Engine.load`."""
         self.optimizer_state.take(state)
+        self.quantisers.forget()
 
     def carry(self, carries: dict[str, Carry]) -> None:
         """See `protocol.Engine.carry`."""

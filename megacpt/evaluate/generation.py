@@ -10,8 +10,9 @@ from megatron.core.inference.contexts import StaticInferenceContext
 from torch import Tensor
 
 from megacpt.engine.megatron import MegatronEngine
-from megacpt.errors import ConfigError, LayoutError
+from megacpt.errors import LayoutError
 from megacpt.evaluate.sampling import Sampling
+from megacpt.evaluate.token_loop import checked_prompt, continue_prompt
 from megacpt.runtime.layout import Layout
 
 
@@ -53,21 +54,10 @@ def generate(
         ConfigError: the prompt leaves no room in `model.max_seq_length`, or an argument is out of range.
     """
     sampling = Sampling(temperature, top_k, top_p)
-    prompt = _checked_prompt(tokens, max_tokens, eod, engine.config.model.max_seq_length, vocab_size)
+    prompt = checked_prompt(tokens, max_tokens, eod, engine.config.model.max_seq_length, vocab_size)
     end = min(len(prompt) + max_tokens, engine.config.model.max_seq_length)
-    generator = torch.Generator().manual_seed(seed)
-    found: list[int] = []
     with cached_model(engine, end) as feed:
-        pending = prompt
-        while len(prompt) + len(found) < end:
-            token = sampling.choose(feed(pending)[:vocab_size], generator)
-            if token == eod:
-                break
-            found.append(token)
-            if on_token is not None and on_token(token):
-                break
-            pending = [token]
-    return found
+        return continue_prompt(feed, prompt, end, sampling, seed, eod, vocab_size=vocab_size, on_token=on_token)
 
 
 @contextmanager
@@ -103,25 +93,6 @@ def cached_model(engine: MegatronEngine, capacity: int) -> Iterator[Callable[[Se
             yield feed
     finally:
         model.train(was_training)
-
-
-def _checked_prompt(
-    tokens: Sequence[int], max_tokens: int, eod: int | None, longest: int, vocab_size: int
-) -> list[int]:
-    """The prompt as ids that the model can read."""
-    prompt = [int(token) for token in tokens] or ([] if eod is None else [eod])
-    if not prompt:
-        raise ConfigError("the prompt is empty, and without an end-of-document token there is nothing to begin with")
-    if max_tokens < 1:
-        raise ConfigError(f"max-tokens {max_tokens}: must be 1 or more")
-    if len(prompt) >= longest:
-        raise ConfigError(
-            f"the prompt has {len(prompt):,} tokens, and model.max_seq_length is {longest:,}: at most {longest - 1:,} "
-            "leave room for an answer; shorten the prompt"
-        )
-    if not all(0 <= token < vocab_size for token in prompt):
-        raise ConfigError(f"the prompt has a token outside the vocabulary of {vocab_size:,}")
-    return prompt
 
 
 def _check_layout(layout: Layout, experts: bool) -> None:

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from megacpt.model.activation import Activation
 from megacpt.model.attention import CausalAttention
-from megacpt.model.linear import ColumnLinear, RowLinear
 from megacpt.model.moe import dispatch_locally, expert_layer_spec
 from megacpt.model.norm import RMSNorm
+from megacpt.model.quantised import linear_layers
 from megacpt.model.rope import scale_frequencies
 from megacpt.ops.cross_entropy import fused_cross_entropy
 from megacpt.runtime.device import on_cuda
@@ -36,6 +36,7 @@ from megacpt.runtime.layout import Layout
 
 if TYPE_CHECKING:
     from megacpt.config import ModelConfig
+    from megacpt.config.quantise import CacheForm
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ACTIVATIONS = {"swiglu": F.silu, "geglu": F.gelu, "gelu": F.gelu}
@@ -126,27 +127,29 @@ def _expert_settings(model: ModelConfig, layout: Layout) -> dict[str, Any]:
     }
 
 
-def layer_spec(model: ModelConfig, layout: Layout, experts: bool) -> ModuleSpec:
+def layer_spec(model: ModelConfig, layout: Layout, experts: bool, cache: CacheForm = "dense") -> ModuleSpec:
     """Return the spec of a pre-norm decoder layer: attention, then a feed-forward network or experts."""
+    linear_qkv, linear_proj = linear_layers(model, "attention", cache)
+    linear_fc1, linear_fc2 = linear_layers(model, "mlp", cache)
     qk_norm = model.qk_norm
     head_norm = RMSNorm if qk_norm else IdentityOp
     attention = ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
-            linear_qkv=ColumnLinear,
+            linear_qkv=linear_qkv,
             core_attention=CausalAttention,
-            linear_proj=RowLinear,
+            linear_proj=linear_proj,
             q_layernorm=head_norm,
             k_layernorm=head_norm,
         ),
     )
     feed_forward = ModuleSpec(
         module=MLP,
-        submodules=MLPSubmodules(linear_fc1=ColumnLinear, activation_func=Activation, linear_fc2=RowLinear),
+        submodules=MLPSubmodules(linear_fc1=linear_fc1, activation_func=Activation, linear_fc2=linear_fc2),
     )
     if experts and model.moe is not None:
-        feed_forward = expert_layer_spec(model.moe, layout.expert)
+        feed_forward = expert_layer_spec(model, model.moe, layout.expert, cache)
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -185,6 +188,7 @@ def build_stage(
     padded_vocab: int,
     layout: Layout,
     virtual_stage: int | None = None,
+    cache: CacheForm = "dense",
 ) -> CausalLM:
     """Build this rank's part of the model, uninitialised.
 
@@ -194,10 +198,11 @@ def build_stage(
         padded_vocab: rows of the embedding.
         layout: the parallel layout.
         virtual_stage: which chunk of the rank, with interleaved pipelines.
+        cache: how quantised weights are kept.
     """
     first = get_transformer_layer_offset(config, vp_stage=virtual_stage)
     last = first + get_num_layers_to_build(config, vp_stage=virtual_stage)
-    specs = [layer_spec(model, layout, experts) for experts in model.moe_layers[first:last]]
+    specs = [layer_spec(model, layout, experts, cache) for experts in model.moe_layers[first:last]]
     stage = CausalLM(
         config=config,
         transformer_layer_spec=TransformerBlockSubmodules(specs, layer_norm=RMSNorm),
@@ -220,8 +225,9 @@ def build_stage(
     return stage
 
 
-def build_model(model: ModelConfig, config: TransformerConfig, padded_vocab: int, layout: Layout) -> list[CausalLM]:
-    """Build this rank's model chunks: one, or one for each virtual pipeline stage."""
-    if layout.virtual_pipeline == 1:
-        return [build_stage(model, config, padded_vocab, layout)]
-    return [build_stage(model, config, padded_vocab, layout, stage) for stage in range(layout.virtual_pipeline)]
+def build_model(
+    model: ModelConfig, config: TransformerConfig, padded_vocab: int, layout: Layout, cache: CacheForm = "dense"
+) -> list[CausalLM]:
+    """Build this rank's model chunks: one, or one for each virtual pipeline stage; arguments as `build_stage`."""
+    stages = [None] if layout.virtual_pipeline == 1 else range(layout.virtual_pipeline)
+    return [build_stage(model, config, padded_vocab, layout, stage, cache) for stage in stages]

@@ -10,7 +10,7 @@ makes them all in one kernel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -113,6 +113,10 @@ class ExpertWeights(MegatronModule):
         # Nor are they copies that tensor-parallel ranks share, of which the norm of the gradient counts one.
         set_tensor_model_parallel_attributes(self.weight, True, 0, 1)
 
+    def forward(self, x: Tensor, counts: Tensor) -> Tensor:
+        """Multiply each row of [N, i], sorted by expert, with the matrix of its expert; [N, o]."""
+        return grouped_linear(x, self.weight, counts)
+
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
     ) -> dict[str, Any]:
@@ -137,18 +141,25 @@ class Experts(MegatronModule):
         num_local_experts: on this rank.
         config: Megatron's configuration of the model.
         pg_collection: Megatron's process groups.
+        first: makes the first matrices; takes the arguments of `ExpertWeights`.
+        second: makes the second ones.
     """
 
     def __init__(
-        self, num_local_experts: int, config: TransformerConfig, pg_collection: ProcessGroupCollection
+        self,
+        num_local_experts: int,
+        config: TransformerConfig,
+        pg_collection: ProcessGroupCollection,
+        first: Callable[..., ExpertWeights] = ExpertWeights,
+        second: Callable[..., ExpertWeights] = ExpertWeights,
     ) -> None:
         super().__init__(config)
         width = config.moe_ffn_hidden_size
         assert width is not None
         inner = 2 * width if config.gated_linear_unit else width
         sizes = config.hidden_size, num_local_experts
-        self.linear_fc1 = ExpertWeights(config, sizes[1], inner, sizes[0], pg_collection)
-        self.linear_fc2 = ExpertWeights(config, sizes[1], sizes[0], width, pg_collection)
+        self.linear_fc1 = first(config, sizes[1], inner, sizes[0], pg_collection)
+        self.linear_fc2 = second(config, sizes[1], sizes[0], width, pg_collection)
         self.activation = Activation(config)
 
     def forward(self, x: Tensor, counts: Tensor, weights: Tensor | None) -> tuple[Tensor, None]:
@@ -162,6 +173,6 @@ class Experts(MegatronModule):
         Returns:
             [N, h], and no bias.
         """
-        inner = self.activation(grouped_linear(x, self.linear_fc1.weight, counts))
-        out = grouped_linear(inner, self.linear_fc2.weight, counts)
+        inner = self.activation(self.linear_fc1(x, counts))
+        out: Tensor = self.linear_fc2(inner, counts)
         return (out if weights is None else (out * weights[:, None]).to(out.dtype)), None

@@ -26,7 +26,7 @@ class ColumnLinear(tensor_parallel.ColumnParallelLinear):
         if self.tp_group.size() > 1:
             joined: Output = super().forward(input_, weight, runtime_gather_output)
             return joined
-        return _local(self, input_, self.weight if weight is None else weight)
+        return local_linear(self, input_, self.weight if weight is None else weight)
 
 
 class RowLinear(tensor_parallel.RowParallelLinear):
@@ -37,14 +37,15 @@ class RowLinear(tensor_parallel.RowParallelLinear):
         if self.tp_group.size() > 1:
             joined: Output = super().forward(input_)
             return joined
-        return _local(self, input_, self.weight)
+        return local_linear(self, input_, self.weight)
 
     def _forward_impl(self, input: Tensor, weight: Tensor, **options: Any) -> Any:
         # Megatron names no group here, and then warns, formatting the warning, at every call.
         return super()._forward_impl(input, weight, **{**options, "tp_group": self.tp_group})
 
 
-def _local(layer: Any, x: Tensor, weight: Tensor) -> Output:
+def local_linear(layer: Any, x: Tensor, weight: Tensor) -> Output:
+    """Multiply [s, b, i] with a weight [o, i] that is whole on this rank, under the bias of a layer of Megatron's."""
     if layer.skip_bias_add:
         return F.linear(x, weight), layer.bias
     return F.linear(x, weight, layer.bias), None

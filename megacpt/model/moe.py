@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from megacpt.model.activation import Activation
 from megacpt.model.experts import Experts
-from megacpt.model.linear import ColumnLinear, RowLinear
+from megacpt.model.quantised import expert_matrices, linear_layers
 from megacpt.model.router import Router
 from megacpt.ops.expert_order import combine_tokens, gather_tokens, moe_sort
 
 if TYPE_CHECKING:
+    from megacpt.config.model import ModelConfig
     from megacpt.config.moe import MoEConfig
+    from megacpt.config.quantise import CacheForm
 
 
 class LocalDispatcher(MoETokenDispatcher):
@@ -79,18 +81,21 @@ def dispatch_locally(model: nn.Module) -> None:
             layer.token_dispatcher = LocalDispatcher(layer.token_dispatcher, layer.num_local_experts)
 
 
-def expert_layer_spec(moe: MoEConfig, expert_parallel: int) -> ModuleSpec:
+def expert_layer_spec(model: ModelConfig, moe: MoEConfig, expert_parallel: int, cache: CacheForm) -> ModuleSpec:
     """The spec of a layer of experts.
 
     Args:
-        moe: the experts.
+        model: the network.
+        moe: its experts.
         expert_parallel: ranks that share them.
+        cache: how quantised weights are kept.
     """
-    shared = MLPSubmodules(linear_fc1=ColumnLinear, activation_func=Activation, linear_fc2=RowLinear)
+    first, second = linear_layers(model, "mlp", cache)
+    shared = MLPSubmodules(linear_fc1=first, activation_func=Activation, linear_fc2=second)
     return ModuleSpec(
         module=MoELayer,
         submodules=MoESubmodules(
-            experts=Experts,
+            experts=ModuleSpec(module=Experts, params=expert_matrices(model, cache)),
             shared_experts=ModuleSpec(module=SharedExpertMLP, submodules=shared),
             router=partial(Router, moe=moe, dense=expert_parallel > 1),
         ),

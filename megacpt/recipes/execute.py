@@ -17,6 +17,7 @@ from megacpt.continuation.boundary import RUN, annealed_config, started
 from megacpt.continuation.ledger import Ledger
 from megacpt.continuation.opened import open_model
 from megacpt.convert.average import average, exponential, last_checkpoints, uniform
+from megacpt.convert.round_to_nearest import round_to_nearest
 from megacpt.data.files import write_bytes, write_json
 from megacpt.data.stream import TokenStream
 from megacpt.errors import ConfigError
@@ -75,9 +76,9 @@ def execute(recipe: Recipe, out: Path, seeds: int, say: Say) -> Executed | None:
             say(f"[{place}/{seeds * len(recipe.runs)}] seed {seed}: {run.name}")
             begun = time.perf_counter()
             done = (
-                _averaged(run, folders)
-                if run.average
-                else _trained(_config(recipe, run, folders, streams, seed), run, folders)
+                _trained(_config(recipe, run, folders, streams, seed), run, folders)
+                if run.trained
+                else _derived(run, folders)
             )
             if done is not None:
                 seconds[run.name] = seconds.get(run.name, 0.0) + time.perf_counter() - begun
@@ -164,17 +165,17 @@ def _complete(config: RunConfig) -> bool:
     return Ledger.read(found[-1]).stage.steps >= config.stage_steps
 
 
-def _averaged(run: RecipeRun, folders: Mapping[str, Path]) -> bool | None:
-    """Average the last checkpoints of a run and measure the mean: None if that is done."""
-    assert run.average is not None
+def _derived(run: RecipeRun, folders: Mapping[str, Path]) -> bool | None:
+    """Average the last checkpoints of a run, or round its last one, and measure that: None if it is done."""
     assert run.source is not None
-    folder = folders[run.name]
+    folder, source = folders[run.name], folders[run.source]
     if (folder / METRICS).is_file():
         return None
-    count, ema = run.average.last, run.average.ema
-    sources = last_checkpoints(folders[run.source], count)
-    if started(folder) is None:
-        average(sources, folder, uniform(count) if ema is None else exponential(count, ema))
+    if started(folder) is None and run.average is not None:
+        count, ema = run.average.last, run.average.ema
+        average(last_checkpoints(source, count), folder, uniform(count) if ema is None else exponential(count, ema))
+    elif started(folder) is None and run.rounding is not None:
+        round_to_nearest(_parent(run, folders), folder, run.rounding.bits, run.rounding.group)
     engine, tokenizer, config = open_model(folder)
     step = Ledger.read(find_checkpoint(folder)).stage.steps
     lines = []
@@ -183,7 +184,7 @@ def _averaged(run: RecipeRun, folders: Mapping[str, Path]) -> bool | None:
         length = config.evaluate.seq_length or config.batch.seq_length
         loss = evaluate_stream(engine, name, stream, length, config.evaluate.tokens, config.batch.microbatch)
         if not math.isfinite(loss.loss):
-            raise ConfigError(f"the mean of {folders[run.source]} has no finite loss on {name}")
+            raise ConfigError(f"{run.name}, made of {source}, has no finite loss on {name}")
         lines.append({"kind": "eval", "step": step, "stream": name, "bits_per_byte": loss.bits_per_byte})
     write_bytes(folder / METRICS, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
     return True

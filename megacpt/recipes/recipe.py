@@ -54,8 +54,15 @@ class Average(Section):
     )
 
 
+class Rounding(Section):
+    """A checkpoint whose matrices are those of a run, rounded to the nearest level."""
+
+    bits: Annotated[int, Field(ge=2, le=8)] = Field(description="Bits a weight.")
+    group: Annotated[int, Field(ge=8)] = Field(default=128, description="Weights of a row that share a scale.")
+
+
 class RecipeRun(Section):
-    """A run: trained from nothing, on from another run, annealed from it, or averaged of its checkpoints."""
+    """A run: trained from nothing, on from another run, annealed from it, averaged of its checkpoints, or rounded."""
 
     name: RunName = Field(description="Name of the run and its folder.")
     source: RunName | None = Field(default=None, alias="from", description="The run that it continues.")
@@ -69,6 +76,14 @@ class RecipeRun(Section):
         default=None, description="Anneal a branch of this length: a percentage of the stage, steps, or tokens."
     )
     average: Average | None = Field(default=None, description="Average checkpoints of the run in `from`.")
+    rounding: Rounding | None = Field(
+        default=None, alias="round", description="Round the matrices of the run in `from`."
+    )
+
+    @property
+    def trained(self) -> bool:
+        """Whether it has steps of its own."""
+        return self.average is None and self.rounding is None
 
 
 class Measure(Section):
@@ -216,12 +231,13 @@ def _check(recipe: Recipe, path: Path) -> None:
     for run in recipe.runs:
         if run.name in before:
             wrong.append(f"runs.{run.name}: there are two runs of this name")
-        if run.source is None and (run.at or run.anneal or run.average):
-            wrong.append(f"runs.{run.name}: `at`, `anneal` and `average` need a run in `from`")
+        kinds = {"keys": bool(run.keys), "anneal": run.anneal, "average": run.average, "round": run.rounding}
+        if run.source is None and (run.at or any(kinds[kind] for kind in ("anneal", "average", "round"))):
+            wrong.append(f"runs.{run.name}: `at`, `anneal`, `average` and `round` need a run in `from`")
         if run.source is not None and run.source not in before:
             wrong.append(f"runs.{run.name}: from: no run before it is called '{run.source}'")
-        if sum((bool(run.keys), run.anneal is not None, run.average is not None)) != 1:
-            wrong.append(f"runs.{run.name}: give it one of `keys`, `anneal` and `average`")
+        if sum(map(bool, kinds.values())) != 1:
+            wrong.append(f"runs.{run.name}: give it one of `keys`, `anneal`, `average` and `round`")
         before.add(run.name)
     domains = {text.domain for text in recipe.texts.streams.values()}
     for name, measure in recipe.measures.items():
@@ -254,6 +270,6 @@ def _with_experts(recipe: Recipe) -> dict[str, bool]:
     for run in recipe.runs:
         if run.source is None and isinstance(model := merge(recipe.base, run.keys).get("model"), str | dict):
             found[run.name] = load_model(model).moe is not None
-        elif run.source in found and run.average is None:
+        elif run.source in found and run.trained:
             found[run.name] = found[run.source]
     return found

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from megacpt.bench.llama_peer import llama_cpp
 from megacpt.bench.plain import PlainLoop
 from megacpt.bench.step import bench_config, bench_step
+from megacpt.config import ModelConfig
 from megacpt.engine.megatron import MegatronEngine
 from megacpt.errors import MegacptError
 from tests.distributed.cases import VOCAB, batches, run_config
@@ -40,3 +44,22 @@ def measured(overrides: list[str], blocks: int = 2, sabotage: bool = False) -> d
         return str(error)
     finally:
         PlainLoop.load = load  # type: ignore[method-assign]
+
+
+def beside_llama_cpp(python: str, path: str, folder: Path) -> list[int] | str:
+    """The tokens that the worker for llama.cpp gives under an interpreter, or the message of its error."""
+    model = ModelConfig.model_validate(
+        {"name": "small", "layers": 1, "hidden": 32, "ffn": 48, "heads": 2, "vocab_size": 300, "vocab_multiple": 1}
+    )
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = path
+    try:
+        with llama_cpp(Path(python), model, folder, threads=1, context=20) as peer:
+            peer.run([1, 2, 3], 2)
+            return peer.run([1, 2, 3, 4, 5], 4)[2]
+    except MegacptError as error:
+        return str(error)
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before

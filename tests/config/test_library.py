@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -41,6 +42,7 @@ PUBLISHED = {
     "spectra-floatlm-2.4b": 39.38e9 / 16,
     "spectra-floatlm-3.9b": 63.83e9 / 16,
 }
+PUBLISHED |= {name.replace("floatlm", "trilm"): size for name, size in PUBLISHED.items() if "floatlm" in name}
 
 OURS = {
     "tiny": 836_736,
@@ -121,12 +123,36 @@ def test_every_key_is_explained_where_it_stands(path: Path) -> None:
         assert len(line) <= 120
 
 
+@pytest.mark.parametrize("size", ["99m", "190m", "390m", "560m", "830m", "1.1b", "1.5b", "2.4b", "3.9b"])
+def test_trilms_are_the_floatlms_with_ternary_matrices(size: str) -> None:
+    tri, floats = load_model(f"spectra-trilm-{size}"), load_model(f"spectra-floatlm-{size}")
+    assert tri.model_dump(exclude={"name", "quantise"}) == floats.model_dump(exclude={"name", "quantise"})
+    assert tri.quantise is not None
+    assert (tri.quantise.grid, tri.quantise.scale.rule, tri.quantise.activations) == ("ternary", "add", "none")
+    # One scale for each of the paper's model-parallel shards (table of sizes).
+    shards = {"1.1b": 2, "1.5b": 2, "2.4b": 3, "3.9b": 6}.get(size, 1)
+    assert (tri.quantise.scale.scope, tri.quantise.scale.shards) == ("shard", shards)
+    # The paper counts 16 bits of embeddings and head, and log2(3) bits of the other matrices.
+    outside = 2 * tri.padded_vocab() * tri.hidden
+    bits = {"99m": 0.90, "190m": 1.42, "390m": 2.11, "560m": 2.76, "830m": 3.55, "1.1b": 4.42, "1.5b": 5.36}
+    bits |= {"2.4b": 7.23, "3.9b": 10.76}
+    found = 16 * outside + math.log2(3) * (tri.parameters() - outside)
+    assert found / 1e9 == pytest.approx(bits[size], rel=0.01)
+    run = load_run(
+        configs_folder() / "runs" / "english.yaml", [f"model=spectra-trilm-{size}", f"parallel.tensor={shards}"]
+    )
+    check_layout(run, shards)
+    assert f"spectra-{size}" in names("schedules")
+
+
 @pytest.mark.parametrize("path", sorted((configs_folder() / "models").glob("*.yaml")), ids=lambda path: path.stem)
 def test_models_write_every_key(path: Path) -> None:
     # head_dim follows from the others in all of them, and the name is that of the file.
     # A dense model need not say so.
     model, written = load_model(path.stem), read_document(path).data
-    assert set(written) - {"moe"} == set(type(model).model_fields) - {"name", "head_dim", "moe"}
+    # Nor need a float model say that nothing is quantised.
+    optional = {"moe", "quantise"}
+    assert set(written) - optional == set(type(model).model_fields) - {"name", "head_dim", *optional}
     if model.moe is not None:
         assert set(written["moe"]) == set(type(model.moe).model_fields)
         assert set(written["moe"]["balance"]) == set(type(model.moe.balance).model_fields)

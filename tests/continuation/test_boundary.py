@@ -124,6 +124,19 @@ def test_rewarming_within_no_step_is_a_jump(annealed: Path, streams: Streams, tm
         first_ledger(stage(tmp_path / "next", {"python": streams["python"]}, schedule=schedule), annealed)
 
 
+def test_other_levels_are_said_to_be_another_function(
+    english: Path, streams: Streams, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = stage(tmp_path / "next", {"python": streams["python"]}, model={"quantise": {"grid": "ternary"}})
+    start = first_ledger(config, english)
+    assert "model.quantise changes (float -> ternary): the weights go on as they are" in caplog.text
+    assert start.stage.changes["model.quantise.grid"] == [None, "ternary"]
+    assert start.model["quantise"]["grid"] == "ternary"
+    caplog.clear()
+    first_ledger(stage(tmp_path / "same", {"python": streams["python"]}), english)
+    assert "model.quantise" not in caplog.text
+
+
 def test_annealing(english: Path, tmp_path: Path) -> None:
     trunk = load_run(english / RUN)
     config, parent = annealed_config(english.parent.parent, "25%", tmp_path / "release", ["seed=7"])

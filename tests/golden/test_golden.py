@@ -21,6 +21,15 @@ CASES: dict[str, dict[str, Any]] = {
     "llama-like": {},
     "neox-like": {"model": {"activation": "gelu", "bias": True, "rope": {"share": 0.25}, "kv_heads": 4}},
     "qwen-like": {"model": {"qkv_bias": True, "qk_norm": True, "tied_embeddings": True}},
+    # Small rates: a weight that rounds to the other level because a sum had another order would change the numbers.
+    "trilm": {
+        "model": {"quantise": {"grid": "ternary", "scale": {"scope": "shard", "shards": 2}}},
+        "optim": {"peak_lr": 1e-3},
+    },
+    "trilm, experts": {
+        "model": {"moe": {"experts": 8, "top_k": 2, "ffn": 48}, "quantise": {"grid": "ternary"}},
+        "optim": {"peak_lr": 1e-3},
+    },
     "switch, penalty": {"model": {"moe": {"experts": 8}}},
     "granular, sinkhorn": {
         "model": {"moe": {"experts": 31, "top_k": 3, "ffn": 24, "shared_ffn": 24, "balance": {"kind": "sinkhorn"}}}

@@ -65,9 +65,31 @@ LISTING = """
 def test_what_the_check_finds(wide: str, other: str, budget: float | None, expected: str | None) -> None:
     (kernel,) = tool["parse"](LISTING.format(wide=wide, other=other))
     assert kernel.name == "route float32 2x16 plain"
-    assert kernel.row_instructions() == (5 + 7 * 2) * 2 / 32  # seven more rounds of the inner loop, of two
+    assert kernel.instructions_each() == (5 + 7 * 2) * 2 / 32  # seven more rounds of the inner loop, of two
     found = tool["faults"](kernel, budget)
     assert [expected in fault for fault in found] == ([True] if expected else [])
+
+
+PRODUCT = """
+.text._ZN7megacpt49_GLOBAL__N_14packed_productINS0_5ShapeILi1ELi4ELb1EEEEEvNS0_7ProductE:
+.L_x_1:
+        /*0000*/                   NOP ;
+.L_x_2:
+        /*0010*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
+        /*0018*/                   LDG.E.128 R24, desc[UR10][R46.64] ;
+        /*0020*/               @P0 BRA `(.L_x_2) ;
+        /*0030*/                   LDGSTS.E.BYPASS.128 [R1], desc[UR10][R46.64] ;
+        /*0040*/               @P0 BRA `(.L_x_1) ;
+"""
+
+
+@pytest.mark.parametrize(("budget", "expected"), [(6 / 1024, []), (3 / 1024, ["instructions a weight"])])
+def test_what_the_check_counts_of_products(budget: float, expected: list[str]) -> None:
+    (kernel,) = tool["parse"](PRODUCT)
+    assert kernel.name == "packed_product 8x256 grouped"
+    assert kernel.instructions_each() == 6 / (4 * 64 * 4)  # of the outer loop; four tiles a thread, four steps a pass
+    found = tool["faults"](kernel, budget)
+    assert [want in fault for want, fault in zip(expected, found, strict=True)] == [True] * len(expected)
 
 
 @pytest.fixture

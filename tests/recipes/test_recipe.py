@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from megacpt.config import Duration, load_model
 from megacpt.config.library import configs_folder, model_path, schedule_path
+from megacpt.config.overrides import merge
 from megacpt.errors import ConfigError
 from megacpt.recipes.formula import Formula, Term
 from megacpt.recipes.recipe import load_recipe, recipe_names
@@ -18,7 +19,7 @@ from megacpt.recipes.template import combinations, fill
 from tests.cli.command import megacpt
 from tests.recipes.cases import TINY
 
-NAMES = ["curriculum-decay-averaging", "infinite-vs-cosine", "moe-under-shift", "rewarm-grid"]
+NAMES = ["curriculum-decay-averaging", "infinite-vs-cosine", "moe-under-shift", "rewarm-grid", "ternary-models"]
 
 
 def test_the_recipes_of_the_papers_are_there() -> None:
@@ -35,7 +36,8 @@ def test_a_recipe_holds_together(name: str) -> None:
     sources = {run.source for run in recipe.runs}
     idle = [run.name for run in recipe.runs if run.name not in used | sources]
     assert len(idle) <= 3, f"trained for nothing: {idle}"
-    assert load_model(recipe.base["model"]).parameters(257) < 200_000
+    models = [merge(recipe.base, run.keys).get("model") for run in recipe.runs if run.source is None]
+    assert min(load_model(model).parameters(257) for model in models) < 200_000
     assert recipe.full_size
 
 
@@ -129,7 +131,7 @@ def test_unknown_recipes_are_refused() -> None:
         ("from: moved\n    anneal", "from: gone\n    anneal", "runs.release: from: no run before it is called 'gone'"),
         ("name: release", "name: still", "there are two runs of this name"),
         ("    from: moved\n    average", "    average", "need a run in `from`"),
-        ("anneal: 50%", "anneal: 50%\n    keys: {seed: 1}", "give it one of `keys`, `anneal` and `average`"),
+        ("anneal: 50%", "anneal: 50%\n    keys: {seed: 1}", "give it one of `keys`, `anneal`, `average` and `round`"),
         ("value: moved.english", "value: moved.german", "there is no moved.german"),
         ("streams: [english, python]", "streams: [c]", "measures.both: no stream is of the domain 'c'"),
         ("when: start", "when: start, within: 50%", "`within` belongs to `when: highest`"),

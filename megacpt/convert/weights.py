@@ -1,0 +1,132 @@
+"""The weights of a checkpoint, one stored tensor at a time, quantised as the model uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from megacpt.checkpoint.pieces import Piece, PieceReader
+from megacpt.checkpoint.store import find_checkpoint, verify
+from megacpt.config import ModelConfig, QuantiseConfig, load_run
+from megacpt.continuation.boundary import RUN
+from megacpt.continuation.ledger import Ledger
+from megacpt.convert.families import LLAMA, Source, Target, check_names, row_numbers
+from megacpt.data.tokenizer import load_tokenizer
+from megacpt.errors import CheckpointError
+from megacpt.quant.matrix import Quantised, quantise_matrix
+from megacpt.runtime.layout import start_process_group
+
+ROUNDED = "round-to-nearest"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Progress = Callable[[int, int], None]
+
+
+class ModelWeights:
+    """A checkpoint, opened for its weights.
+
+    Args:
+        path: a checkpoint, or a run folder for its newest; every hash is looked at.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or its tokenizer is not the one that it was trained with.
+        ConfigError: its tensors have no names in the family.
+    """
+
+    def __init__(self, path: Path) -> None:
+        start_process_group()
+        self.folder = find_checkpoint(path)
+        verify(self.folder)
+        self.config = load_run(self.folder / RUN)
+        self.ledger = Ledger.read(self.folder)
+        self.model = self.config.model
+        check_names(self.model)
+        self.tokenizer = load_tokenizer(self.config.tokenizer)
+        if self.tokenizer.fingerprint != self.ledger.tokenizer["fingerprint"]:
+            raise CheckpointError(f"{self.config.tokenizer} is not the tokenizer that {self.folder} was trained with")
+        self.vocab = self.model.padded_vocab(self.tokenizer.vocab_size)
+        self.words = self.model.vocab_size or self.tokenizer.vocab_size
+        self.quantise = grid_of(self.model, self.ledger)
+        self._reader = PieceReader(self.folder)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The dtype that the model computes in."""
+        return DTYPES[self.config.precision]
+
+    def sources(self, padded: bool) -> list[Source]:
+        """Return every tensor; with `padded`, embedding and head with the rows that only pad the vocabulary."""
+        return list(LLAMA.sources(self.model, self.vocab, self.vocab if padded else self.words))
+
+    def is_quantised(self, source: Source) -> bool:
+        """Whether the model uses a matrix on its grid."""
+        return self.quantise is not None and source.kind in self.quantise.parts
+
+    def tensors(
+        self, sources: list[Source], progress: Progress | None = None
+    ) -> Iterator[tuple[Source, Target, Tensor | Quantised]]:
+        """Yield the tensors of the family in order, quantised ones as codes and scales, all others as they are stored.
+
+        Args:
+            sources: what to read.
+            progress: told after each source: how many are read, and how many there are.
+        """
+        for done, source in enumerate(sources, 1):
+            whole = self._matrix(source)
+            for target in source.targets:
+                yield source, target, take(whole, row_numbers(self.model, target.rows), target.shape[0])
+            del whole
+            if progress is not None:
+                progress(done, len(sources))
+
+    def _matrix(self, source: Source) -> Tensor | Quantised:
+        stored = self._reader.read(piece_of(source, self.model.layers)).view(source.shape)
+        if self.quantise is None or not self.is_quantised(source):
+            return stored
+        return quantise_matrix(stored, self.quantise, source.split_dim, source.halves)
+
+
+def piece_of(source: Source, layers: int) -> Piece:
+    """Return which block of which stored tensor a source is."""
+    if source.layer is None:
+        return Piece(source.name, (0,) * len(source.shape), source.shape, source.shape, torch.float32)
+    offsets = (source.layer, *[0] * len(source.shape))
+    return Piece(source.name, offsets, (1, *source.shape), (layers, *source.shape), torch.float32)
+
+
+def grid_of(model: ModelConfig, ledger: Ledger) -> QuantiseConfig | None:
+    """Return the grid that the weights lie on: that of the model, or the one that they were rounded to afterwards."""
+    if model.quantise is not None or ledger.derived is None or ledger.derived["operation"] != ROUNDED:
+        return model.quantise
+    return QuantiseConfig.model_validate(ledger.derived["grid"])
+
+
+def take(whole: Tensor | Quantised, rows: Tensor | None, count: int) -> Tensor | Quantised:
+    """Return the rows of a matrix that a part is.
+
+    Args:
+        whole: [o, i], or [o].
+        rows: their numbers; None for the first `count`.
+        count: how many there are.
+    """
+    if isinstance(whole, Tensor):
+        return whole[:count] if rows is None else whole[rows]
+    if rows is None:
+        return whole
+    blocks = len(whole.scales)
+    if blocks == 1:
+        return Quantised(whole.codes[rows], whole.scales, whole.transform)
+    # A part has rows of whole blocks, and as many of each.
+    used = torch.unique_consecutive(rows // (len(whole.codes) // blocks))
+    return Quantised(whole.codes[rows], whole.scales[used], whole.transform)
+
+
+def scale_shape(target: Target, source: Source, config: QuantiseConfig) -> tuple[int, int]:
+    """Return how many scales a part of a quantised matrix has, along rows and columns."""
+    rows, columns = target.shape
+    if config.scale.group is not None:
+        return rows, columns // config.scale.group
+    shards = config.scale.shards or 1
+    return (shards, 1) if source.split_dim == 0 else (1, shards)

@@ -1,0 +1,125 @@
+"""The compiled CPU kernels of ternary quantisation; same functions as the reference.
+
+Work is shared out among `torch.get_num_threads()` threads; the number changes no bit of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ctypes import CDLL, Array, Structure, c_int, c_int32, c_int64, c_void_p
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from megacpt.ops.native import instruction_set, library
+from megacpt.ops.ternarise_reference import Blocks, blocks_of
+
+FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+class Matrix(Structure):
+    """A matrix of a list, as the kernels for CPU and CUDA take it (`TernaryMatrix` in C++)."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("weight", "out", "scales", "packed", "row_sums", "sums")),
+        ("batch", c_int64),
+        *((name, c_int32) for name in ("rows", "width", "halves", "row_blocks", "column_blocks", "aligned")),
+    )
+
+
+def matrix(weight: Tensor, blocks: Blocks, **pointers: Tensor | None) -> Matrix:
+    """Describe a contiguous weight [..., o, i]; `pointers` are the tensors of the fields of their names."""
+    addresses = {name: None if tensor is None else tensor.data_ptr() for name, tensor in pointers.items()}
+    o, i = weight.shape[-2:]
+    return Matrix(
+        weight=weight.data_ptr(), batch=weight.shape[:-2].numel(), rows=o, width=i, halves=blocks.halves,
+        row_blocks=blocks.rows, column_blocks=blocks.columns, **addresses,
+    )  # fmt: skip
+
+
+class CompiledTernary:
+    """The functions of the library, bound to torch tensors.
+
+    Args:
+        functions: the loaded library.
+        isa: the instruction set to use, an index of `native.INSTRUCTION_SETS`; all give the same bits.
+    """
+
+    def __init__(self, functions: CDLL, isa: int) -> None:
+        self._isa = isa
+        self._sums, self._ternarise = functions.megacpt_block_abs_sums, functions.megacpt_ternarise
+        self._sums.argtypes = [c_void_p, *[c_int] * 4]
+        self._ternarise.argtypes = [c_void_p, *[c_int] * 3, c_void_p, c_int, c_int]
+        self._sums.restype = self._ternarise.restype = None
+
+    def block_abs_sums(self, weights: Sequence[Tensor], blocks: Sequence[Blocks]) -> list[Tensor]:
+        """See `megacpt.ops.ternarise.block_abs_sums`."""
+        weights = [weight.contiguous() for weight in weights]
+        sums, rows = sum_buffers(weights, blocks)
+        listed = array(
+            [
+                matrix(weight, at, sums=total, row_sums=row)
+                for weight, at, total, row in zip(weights, blocks, sums, rows, strict=True)
+            ]
+        )
+        self._sums(listed, len(listed), FORMATS[weights[0].dtype], torch.get_num_threads(), self._isa)
+        return sums
+
+    def ternarise(
+        self,
+        weights: Sequence[Tensor],
+        scales: Sequence[Tensor],
+        outs: Sequence[Tensor],
+        halves: Sequence[int],
+        packed: Sequence[Tensor] | None,
+    ) -> Tensor:
+        """See `megacpt.ops.ternarise.ternarise`."""
+        kept, listed = quantised(weights, scales, outs, halves, packed)
+        counts = torch.empty(len(listed), 2, dtype=torch.int64)
+        self._ternarise(
+            listed, len(listed), FORMATS[kept[0].dtype], FORMATS[outs[0].dtype], counts.data_ptr(),
+            torch.get_num_threads(), self._isa,
+        )  # fmt: skip
+        return counts
+
+
+def sum_buffers(weights: Sequence[Tensor], blocks: Sequence[Blocks]) -> tuple[list[Tensor], list[Tensor]]:
+    """The sums by block, [..., R, C] float64, and room for those by row, [..., o, C]."""
+    sums, rows = [], []
+    for weight, at in zip(weights, blocks, strict=True):
+        sums.append(weight.new_empty(*weight.shape[:-2], at.rows, at.columns, dtype=torch.float64))
+        rows.append(weight.new_empty(*weight.shape[:-1], at.columns, dtype=torch.float64))
+    return sums, rows
+
+
+def quantised(
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    outs: Sequence[Tensor],
+    halves: Sequence[int],
+    packed: Sequence[Tensor] | None,
+) -> tuple[list[Tensor], Array[Matrix]]:
+    """The list for `ternarise`, and the tensors that must outlive it."""
+    kept, listed = [], []
+    for n, (weight, scale) in enumerate(zip(weights, scales, strict=True)):
+        kept += [weight.contiguous(), scale.contiguous()]
+        blocks = blocks_of(scale, halves[n])
+        codes = None if packed is None else packed[n]
+        listed.append(matrix(kept[-2], blocks, scales=kept[-1], out=outs[n], packed=codes))
+    return kept, array(listed)
+
+
+def array(listed: Sequence[Matrix]) -> Array[Matrix]:
+    """The list as C has it."""
+    return (Matrix * len(listed))(*listed)
+
+
+@cache
+def load() -> CompiledTernary:
+    """The kernels for this processor.
+
+    Raises:
+        SetupError: the library can't be had; says why.
+    """
+    return CompiledTernary(library(), instruction_set())

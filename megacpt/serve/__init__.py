@@ -1,0 +1,1 @@
+"""Running a model that was written for use: packed folders, decoded token by token, without the training engine."""
