@@ -132,9 +132,9 @@ class PieceReader:
             with (self.folder / place.relative_path).open("rb") as file:
                 view = self.reader._slice_file(file, place)
                 found: Tensor = torch.load(view, map_location="cpu", weights_only=True)
+            return found.view(piece.sizes)
         except Exception as error:  # a damaged file can raise anything
             raise CheckpointError(f"{self.folder} is damaged: {piece.name} cannot be read ({error})") from error
-        return found.view(piece.sizes)
 
 
 class _Into(DefaultLoadPlanner):

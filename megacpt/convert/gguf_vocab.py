@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from megacpt.convert.tokenizer_files import END, byte_characters
+from megacpt.convert.tokenizer_files import END, byte_characters, sentencepiece_model
 from megacpt.data.tokenizer import BytesTokenizer, SentencePieceTokenizer, Tokenizer
 
 log = logging.getLogger(__name__)
@@ -55,22 +55,14 @@ def add_vocabulary(writer: Any, tokenizer: Tokenizer, rows: int) -> None:
     writer.add_add_eos_token(False)
 
 
-def _proto(file: Path) -> Any:
-    from sentencepiece import sentencepiece_model_pb2
-
-    model = sentencepiece_model_pb2.ModelProto()
-    model.ParseFromString(file.read_bytes())
-    return model
-
-
 def _is_byte_pairs(file: Path) -> bool:
-    model = _proto(file)
+    model = sentencepiece_model(file)
     return bool(model.trainer_spec.model_type == model.trainer_spec.BPE)
 
 
 def _pieces(file: Path) -> tuple[list[str], list[float], list[int], bool]:
     """Pieces, their scores and types (SentencePiece's numbers are GGUF's), and whether texts begin with a space."""
-    model = _proto(file)
+    model = sentencepiece_model(file)
     pieces = model.pieces
     prefix = bool(model.normalizer_spec.add_dummy_prefix)
     return [p.piece for p in pieces], [p.score for p in pieces], [int(p.type) for p in pieces], prefix

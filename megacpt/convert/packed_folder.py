@@ -47,8 +47,8 @@ class PackedFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = _read(path / CONFIG)
-        quantisation = self.config.get("quantization_config", {})
-        if quantisation.get("quant_method") != METHOD:
+        quantisation = self.config.get("quantization_config")
+        if not isinstance(quantisation, dict) or quantisation.get("quant_method") != METHOD:
             raise CheckpointError(
                 f"{path} is no folder of `megacpt convert pack`: its {CONFIG} names no packed weights"
             )
@@ -56,21 +56,21 @@ class PackedFolder:
         if name not in FORMATS:
             raise CheckpointError(f"{path / CONFIG}: format {name!r} is unknown; it is of a newer megacpt, or damaged")
         self.format = FORMATS[name]
-        self.model = ModelConfig.model_validate(self._own("model"))
-        self._files: dict[str, str] = _read(path / INDEX)["weight_map"]
-        rows = self.config["vocab_size"]
+        try:
+            self.model = ModelConfig.model_validate(self._own("model"))
+            self.activations: str | None = quantisation["activations"]
+            rows = int(self.config["vocab_size"])
+            self._files: dict[str, str] = {
+                name: inside(file) for name, file in _read(path / INDEX)["weight_map"].items()
+            }
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path} is damaged: {CONFIG} or {INDEX} lacks or misstates {error}") from error
         sources = LLAMA.sources(self.model, rows, rows)
         self._shapes = {target.name: target.shape for source in sources for target in source.targets}
         missing = [name for name in self._shapes if name not in self._files and name + PACKED not in self._files]
         if missing:
             raise CheckpointError(f"{path / INDEX} lacks {missing[0]}, which the model of {CONFIG} has")
         self._opened: dict[str, Any] = {}
-
-    @property
-    def activations(self) -> str | None:
-        """What packed matrices were trained to be multiplied with: None (as they are), ``int8`` or ``fp8``."""
-        found: str | None = self.config["quantization_config"]["activations"]
-        return found
 
     def names(self) -> list[str]:
         """Return the names of all tensors, quantised or not, in the order of the model."""
@@ -102,7 +102,8 @@ class PackedFolder:
         packed, scales = self._load(name + PACKED), self._load(name + SCALE)
         rows, columns = self._shapes[name]
         due = (rows, self.format.row_bytes(columns))
-        if tuple(packed.shape) != due or rows % scales.shape[0] or columns % scales.shape[1]:
+        fits = scales.dim() == len(due) and scales.numel() > 0
+        if tuple(packed.shape) != due or not fits or rows % scales.shape[0] or columns % scales.shape[1]:
             raise CheckpointError(f"{self.path}: {name} is not of the model that {CONFIG} describes")
         return Quantised(self.format.unpack(packed, columns), scales.float())
 
@@ -124,9 +125,12 @@ class PackedFolder:
             CheckpointError: if it is another.
         """
         record = self._own("tokenizer")
-        file = record["file"]
-        found = load_tokenizer(BYTES if file is None else self.path / file)
-        if found.fingerprint != record["fingerprint"]:
+        try:
+            file, fingerprint = record["file"], record["fingerprint"]
+            found = load_tokenizer(BYTES if file is None else self.path / inside(file))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.path / CONFIG} is damaged: {METHOD}.tokenizer lacks {error}") from error
+        if found.fingerprint != fingerprint:
             raise CheckpointError(f"the tokenizer in {self.path} is not the one that the model was trained with")
         return found
 
@@ -164,6 +168,13 @@ class PackedFolder:
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(f"{self.path / file} is missing or damaged: {error}") from error
         return self._opened[file]
+
+
+def inside(file: str) -> str:
+    """Return the name of a file that lies in the folder itself, and no path out of it."""
+    if Path(file).name != file:
+        raise ValueError(f"{file!r}, which is no name of a file in the folder")
+    return file
 
 
 def is_packed_folder(path: Path) -> bool:

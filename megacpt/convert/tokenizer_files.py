@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from megacpt.data.tokenizer import BytesTokenizer, SentencePieceTokenizer, Tokenizer
 
@@ -20,11 +21,26 @@ def tokenizer_files(tokenizer: Tokenizer) -> tuple[str | None, dict[str, bytes]]
         return None, _byte_files()
     source = Path(tokenizer.spec)
     if isinstance(tokenizer, SentencePieceTokenizer):
-        config = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False, "add_eos_token": False, "legacy": False}
+        config = {
+            "tokenizer_class": "LlamaTokenizer",
+            "add_bos_token": False,
+            "add_eos_token": False,
+            "add_prefix_space": sentencepiece_model(source).normalizer_spec.add_dummy_prefix,
+            "legacy": False,
+        }
         return "tokenizer.model", {"tokenizer.model": source.read_bytes(), "tokenizer_config.json": _json(config)}
     found = {"tokenizer.json": source.read_bytes()}
     found.update({name: path.read_bytes() for name in _BESIDE if (path := source.parent / name).is_file()})
     return "tokenizer.json", found
+
+
+def sentencepiece_model(file: Path) -> Any:
+    """Read a SentencePiece model as the message it is: pieces, normalizer_spec, trainer_spec."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString(file.read_bytes())
+    return model
 
 
 def byte_characters() -> list[str]:

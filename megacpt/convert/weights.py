@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -85,7 +86,14 @@ class ModelWeights:
         stored = self._reader.read(piece_of(source, self.model.layers)).view(source.shape)
         if self.quantise is None or not self.is_quantised(source):
             return stored
-        return quantise_matrix(stored, self.quantise, source.split_dim, source.halves)
+        if self.model.quantise is None:  # rounded after training: the stored weights are on the grid
+            return quantise_matrix(stored, self.quantise, source.split_dim, source.halves)
+        # A run in bfloat16 quantises the weights that it computes with, and rounds the matrix. With codes of -1, 0 and
+        # 1 that rounds the scales; finer grids leave it to who multiplies.
+        found = quantise_matrix(stored.to(self.precision), self.quantise, source.split_dim, source.halves)
+        if self.quantise.largest_code > 1:
+            return found
+        return replace(found, scales=found.scales.to(self.precision).float())
 
 
 def piece_of(source: Source, layers: int) -> Piece:

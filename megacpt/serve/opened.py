@@ -32,6 +32,12 @@ def open_decoder(
     folder = PackedFolder(path)
     if activations is None:
         activations = "int8" if folder.activations == "int8" else "float"
-    if folder.activations == "fp8":
-        _log.warning("%s was trained with activations in fp8, and runs with activations %s here", path, activations)
+    if folder.activations is not None:
+        here = "with 8 bits for 256 of them" if activations == "int8" else "as they are"
+        _log.warning(
+            "%s was trained with the activations of each token in %s; here they are taken %s",
+            path,
+            folder.activations,
+            here,
+        )
     return Decoder(folder, activations, device), folder.tokenizer()

@@ -98,6 +98,24 @@ def _whole(reader: PieceReader, name: str, shape: tuple[int, ...]) -> Tensor:
     return reader.read(Piece(name, (0,) * len(shape), shape, shape, torch.float32))
 
 
+def used_weights(checkpoint: str) -> dict[str, np.ndarray]:
+    """The matrices that the engine multiplies with, of those that are not fused with others."""
+    engine, _, _ = open_model(Path(checkpoint))
+    found = {}
+    for number, layer in enumerate(engine.chunks[0].decoder.layers):
+        prefix = f"model.layers.{number}"
+        parts = {
+            "self_attn.o_proj": layer.self_attention.linear_proj,
+            "mlp.down_proj": layer.mlp.linear_fc2,
+            "mlp.gate_proj": layer.mlp.linear_fc1,
+        }
+        for name, module in parts.items():
+            with torch.no_grad(), module.quantiser.matrix() as matrix:
+                rows = matrix.chunk(2)[0] if "gate" in name else matrix
+                found[f"{prefix}.{name}.weight"] = rows.float().numpy().copy()
+    return found
+
+
 def logits(checkpoint: str, tokens: list[int]) -> np.ndarray:
     """Logits after each token, [tokens, V], of the engine."""
     engine, tokenizer, _ = open_model(Path(checkpoint))

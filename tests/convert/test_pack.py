@@ -67,6 +67,18 @@ def test_a_folder_holds_the_weights_of_the_model(pools: Pools, stream: str, tmp_
     assert folder.ledger().stage.steps == 2
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("grid", ["ternary", "shards", "binary"])
+def test_packed_matrices_are_those_that_the_run_computes_with(
+    pools: Pools, stream: str, tmp_path: Path, grid: str, precision: str
+) -> None:
+    checkpoint = trained(pools, tmp_path / "run", stream, model=GRIDS[grid], precision=precision)
+    export(pools, "pack", checkpoint, tmp_path / "packed")
+    found = ask(pools, "packed_weights", folder=str(tmp_path / "packed"))
+    for name, matrix in ask(pools, "used_weights", checkpoint=str(checkpoint)).items():
+        np.testing.assert_array_equal(found[name], matrix, err_msg=name)
+
+
 def test_five_trits_a_byte_are_the_same_weights_in_less_space(pools: Pools, ternary: Path, tmp_path: Path) -> None:
     sizes = {}
     for bits in ("2", "1.6"):
@@ -187,6 +199,27 @@ def test_a_damaged_folder_is_named(pools: Pools, ternary: Path, tmp_path: Path) 
     (other / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="no folder of `megacpt convert pack`"):
         PackedFolder(other)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("config.json", "quantization_config", "ternary"),
+        ("config.json", "vocab_size", None),
+        ("config.json", "megacpt", {"model": {"layers": 0}}),
+        (INDEX, "weight_map", None),
+        (INDEX, "weight_map", {"model.norm.weight": "../model.safetensors"}),
+    ],
+)
+def test_a_description_that_is_none_is_an_error(
+    pools: Pools, ternary: Path, tmp_path: Path, file: str, key: str, value: Any
+) -> None:
+    export(pools, "pack", ternary, tmp_path / "packed")
+    path = tmp_path / "packed" / file
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, key: value}))
+    with pytest.raises(CheckpointError, match="packed"):
+        PackedFolder(tmp_path / "packed")
 
 
 def test_a_tensor_that_was_not_written_is_missed(tmp_path: Path) -> None:

@@ -109,6 +109,9 @@ def test_a_sentencepiece_model_goes_along(pools: Pools, tmp_path: Path) -> None:
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["eos_token_id"] == tokenizer.eod
     assert config["vocab_size"] == tokenizer.vocab_size
+    theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path / "hf")
+    for text in ("the old ship", " the old ship", "sea  and\nwind", "Über 12 ships"):
+        assert theirs.encode(text) == list(tokenizer.encode(text))
 
 
 @pytest.mark.parametrize(

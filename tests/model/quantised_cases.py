@@ -19,7 +19,9 @@ from megacpt.engine.megatron import MegatronEngine
 from megacpt.model.builder import transformer_config
 from megacpt.model.quantised import QuantisedColumnLinear, QuantisedExpertWeights, QuantisedRowLinear, Quantiser
 from megacpt.quant.activations import round_tokens
+from megacpt.quant.hadamard import transform
 from megacpt.quant.matrix import quantise_matrix
+from megacpt.quant.scales import expand
 from megacpt.runtime.layout import Layout, enter_layout
 from tests.distributed.cases import VOCAB, batches, run_config
 
@@ -40,8 +42,13 @@ def _config(tensor: int, sequence: bool = False) -> Any:
 
 def _used(weight: Tensor, quantise: QuantiseConfig, split_dim: Any, halves: int = 1) -> Tensor:
     """The definition: the quantised matrix, with the gradient of the latent one."""
-    made = quantise_matrix(weight, quantise, split_dim, halves).dense(torch.float64)
-    return weight + (made - weight).detach()
+    made = quantise_matrix(weight.detach(), quantise, split_dim, halves)
+    if made.transform > 1:  # QuEST: in the transformed basis, where a weight is within half a step of its level
+        turned, scales = transform(weight, made.transform), expand(made.scales, *weight.shape).double()
+        level = made.codes * scales
+        trusted = (turned.detach() - level).abs() <= scales
+        return transform(turned * trusted + (level - turned * trusted).detach(), made.transform)
+    return weight + (made.dense(torch.float64) - weight).detach()
 
 
 def layers(quantise: dict[str, Any], tensor: int, sequence: bool, cache: Any) -> dict[str, float]:

@@ -19,7 +19,7 @@ QUANTISE: dict[str, dict[str, Any]] = {
     "ternary, fp8": {"grid": "ternary", "activations": "fp8"},
     "binary": {"grid": "binary"},
     "int": {"grid": "int", "bits": 4, "scale": {"scope": "shard", "shards": 2}},
-    "quest": {"grid": "quest", "bits": 3, "scale": GROUP},
+    "quest": {"grid": "quest", "bits": 1, "scale": GROUP},
 }
 
 
