@@ -18,8 +18,7 @@ from megacpt.convert.families import Source, Target, check_llama
 from megacpt.convert.gguf_file import GGUFFile, Planned, gguf_package
 from megacpt.convert.gguf_vocab import add_vocabulary
 from megacpt.convert.output import appearing
-from megacpt.convert.to_hf import warn_of_activations
-from megacpt.convert.weights import ModelWeights, Progress, scale_shape
+from megacpt.convert.weights import ModelWeights, Progress, scale_shape, warn_of_activations
 from megacpt.errors import ConfigError
 from megacpt.model.rope import scale_frequencies
 from megacpt.quant.matrix import Quantised

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 
 from megacpt.continuation.ledger import LEDGER
@@ -11,10 +10,8 @@ from megacpt.convert.families import check_llama, llama_config
 from megacpt.convert.packed_folder import CONFIG
 from megacpt.convert.safetensors_writer import SHARD_BYTES, Planned, new_folder
 from megacpt.convert.tokenizer_files import tokenizer_files
-from megacpt.convert.weights import DTYPES, ModelWeights, Progress
+from megacpt.convert.weights import DTYPES, ModelWeights, Progress, warn_of_activations
 from megacpt.quant.matrix import Quantised
-
-log = logging.getLogger(__name__)
 
 
 def to_hf(
@@ -52,13 +49,3 @@ def to_hf(
     with new_folder(out, plan, texts, tokenizer, shard_bytes) as folder:
         for _, target, found in weights.tensors(sources, progress):
             folder.write(target.name, found.dense(plain) if isinstance(found, Quantised) else found)
-
-
-def warn_of_activations(weights: ModelWeights) -> None:
-    """Say that the programs that read plain weights do not round activations as the model was trained to."""
-    if weights.quantise is not None and weights.quantise.activations != "none":
-        log.warning(
-            "model.quantise.activations is %s: the model was trained with rounded activations, and programs that read "
-            "this form multiply them as they are, which gives slightly other outputs",
-            weights.quantise.activations,
-        )

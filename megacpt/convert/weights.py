@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from megacpt.errors import CheckpointError
 from megacpt.quant.matrix import Quantised, quantise_matrix
 from megacpt.runtime.layout import start_process_group
 
+log = logging.getLogger(__name__)
 ROUNDED = "round-to-nearest"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Progress = Callable[[int, int], None]
@@ -138,3 +140,13 @@ def scale_shape(target: Target, source: Source, config: QuantiseConfig) -> tuple
         return rows, columns // config.scale.group
     shards = config.scale.shards or 1
     return (shards, 1) if source.split_dim == 0 else (1, shards)
+
+
+def warn_of_activations(weights: ModelWeights) -> None:
+    """Say that the programs that read plain weights do not round activations as the model was trained to."""
+    if weights.quantise is not None and weights.quantise.activations != "none":
+        log.warning(
+            "model.quantise.activations is %s: the model was trained with rounded activations, and programs that read "
+            "this form multiply them as they are, which gives slightly other outputs",
+            weights.quantise.activations,
+        )

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from megacpt.ops.native import library
-from megacpt.ops.packed_linear_cpu import FORMATS, best_variant
+from megacpt.ops.packed_linear_cpu import best_variant
 from megacpt.ops.packed_matrix import PackedMatrix
+from megacpt.ops.tensors import FORMATS
 
 _PACKED = 3
 

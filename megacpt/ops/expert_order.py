@@ -16,6 +16,7 @@ from torch import Tensor
 from megacpt.ops import expert_order_cpu, expert_order_cuda, expert_order_reference
 from megacpt.ops.dispatch import FusedOp, Kernel
 from megacpt.ops.expert_order_reference import Order
+from megacpt.ops.tensors import FORMATS
 
 
 class Functions(Protocol):
@@ -49,8 +50,8 @@ EXPERT_ORDER: FusedOp[Functions] = FusedOp(
     reference=expert_order_reference,
     fallback_cost="several times slower than the compiled kernel on a CPU",
     kernels=(
-        Kernel("cpu", frozenset((*expert_order_cpu.FORMATS, torch.int32)), _compiled),
-        Kernel("cuda", frozenset((*expert_order_cpu.FORMATS, torch.int32)), expert_order_cuda.load),
+        Kernel("cpu", frozenset((*FORMATS, torch.int32)), _compiled),
+        Kernel("cuda", frozenset((*FORMATS, torch.int32)), expert_order_cuda.load),
     ),
 )
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from megacpt.ops.native import instruction_set, library
-
-FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+from megacpt.ops.tensors import FORMATS
 
 
 class CompiledOrder:

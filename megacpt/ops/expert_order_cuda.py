@@ -15,7 +15,7 @@ from torch import Tensor
 
 from megacpt.ops import expert_order_reference
 from megacpt.ops.native_cuda import current_stream, launched, library
-from megacpt.ops.router_cpu import FORMATS
+from megacpt.ops.tensors import FORMATS
 
 _POINTER = c_void_p
 

@@ -17,6 +17,7 @@ from megacpt.ops import packed_linear_cpu, packed_linear_cuda, packed_linear_ref
 from megacpt.ops.dispatch import FusedOp, Kernel
 from megacpt.ops.packed_linear_reference import Activations
 from megacpt.ops.packed_matrix import PackedMatrix, pack_matrix
+from megacpt.ops.tensors import FORMATS
 
 __all__ = ["PACKED_LINEAR", "Activations", "PackedMatrix", "pack_matrix", "packed_linear"]
 
@@ -38,7 +39,7 @@ PACKED_LINEAR: FusedOp[Functions] = FusedOp(
     reference=packed_linear_reference,
     fallback_cost="which unpacks the whole matrix for every product",
     kernels=(
-        Kernel("cpu", frozenset(packed_linear_cpu.FORMATS), _compiled),
+        Kernel("cpu", frozenset(FORMATS), _compiled),
         Kernel("cuda", frozenset((torch.bfloat16,)), packed_linear_cuda.load),
     ),
 )

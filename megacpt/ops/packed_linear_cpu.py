@@ -14,8 +14,8 @@ from torch import Tensor
 from megacpt.ops.native import INSTRUCTION_SETS, library
 from megacpt.ops.packed_linear_reference import Activations
 from megacpt.ops.packed_matrix import PackedMatrix
+from megacpt.ops.tensors import FORMATS
 
-FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 VARIANTS = (*INSTRUCTION_SETS, "avx512vnni")  # by the number of `megacpt_packed_instruction_set`
 
 

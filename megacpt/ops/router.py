@@ -20,6 +20,7 @@ from torch import Tensor
 from megacpt.ops import router_cpu, router_cuda, router_reference
 from megacpt.ops.dispatch import FusedOp, Kernel
 from megacpt.ops.router_reference import Routing, Scoring
+from megacpt.ops.tensors import FORMATS
 
 
 class Functions(Protocol):
@@ -56,8 +57,8 @@ ROUTER: FusedOp[Functions] = FusedOp(
     reference=router_reference,
     fallback_cost="several times slower than the compiled kernel on a CPU",
     kernels=(
-        Kernel("cpu", frozenset(router_cpu.FORMATS), _compiled),
-        Kernel("cuda", frozenset(router_cpu.FORMATS), router_cuda.load),
+        Kernel("cpu", frozenset(FORMATS), _compiled),
+        Kernel("cuda", frozenset(FORMATS), router_cuda.load),
     ),
 )
 

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from megacpt.ops.native import instruction_set, library
 from megacpt.ops.router_reference import Routing, Scoring
-
-FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+from megacpt.ops.tensors import FORMATS, address
 
 
 class CompiledRouter:
@@ -64,7 +63,7 @@ class CompiledRouter:
         lse = torch.empty(tokens)
         counts, prob_sum, z_sum = (torch.zeros(size, dtype=torch.int64) for size in (width, width, 1))
         self._route(
-            logits.data_ptr(), FORMATS[logits.dtype], _pointer(bias), _pointer(mask), gates.data_ptr(),
+            logits.data_ptr(), FORMATS[logits.dtype], address(bias), address(mask), gates.data_ptr(),
             experts.data_ptr(), lse.data_ptr(), counts.data_ptr(), prob_sum.data_ptr(), z_sum.data_ptr(), tokens, width,
             scoring.top_k, scoring.score == "sigmoid", scoring.renormalise, scoring.bias_on_logits, scoring.groups,
             scoring.groups_kept, scoring.scale, torch.get_num_threads(), self._isa,
@@ -77,7 +76,7 @@ class CompiledRouter:
         mask = None if mask is None else mask.contiguous()
         sums = torch.empty(logits.shape[1], dtype=torch.int64)
         self._softmax_sums(
-            logits.data_ptr(), FORMATS[logits.dtype], log_u.data_ptr(), _pointer(mask), sums.data_ptr(), *logits.shape,
+            logits.data_ptr(), FORMATS[logits.dtype], log_u.data_ptr(), address(mask), sums.data_ptr(), *logits.shape,
             torch.get_num_threads(), self._isa,
         )  # fmt: skip
         return sums
@@ -100,7 +99,7 @@ class CompiledRouter:
         logits, current = logits.contiguous(), log_u.clone(memory_format=torch.contiguous_format)
         mask, error = None if mask is None else mask.contiguous(), c_double()
         made = self._sinkhorn(
-            logits.data_ptr(), FORMATS[logits.dtype], _pointer(mask), current.data_ptr(), byref(error), *logits.shape,
+            logits.data_ptr(), FORMATS[logits.dtype], address(mask), current.data_ptr(), byref(error), *logits.shape,
             tolerance, most_iterations, torch.get_num_threads(), self._isa,
         )  # fmt: skip
         return current, int(made), error.value
@@ -131,10 +130,6 @@ class CompiledRouter:
             scoring.score == "sigmoid", scoring.renormalise, scoring.scale, torch.get_num_threads(), self._isa,
         )  # fmt: skip
         return grad
-
-
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
 
 
 @cache

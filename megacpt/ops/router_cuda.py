@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from megacpt.ops.native_cuda import current_stream, launched, library
-from megacpt.ops.router_cpu import FORMATS
 from megacpt.ops.router_reference import Routing, Scoring
+from megacpt.ops.tensors import FORMATS, address
 
 _POINTER = c_void_p
 
@@ -64,7 +64,7 @@ class CudaRouter:
         with launched(logits.device) as check:
             check(
                 self._route(
-                    logits.data_ptr(), FORMATS[logits.dtype], _pointer(bias), _pointer(mask), gates.data_ptr(),
+                    logits.data_ptr(), FORMATS[logits.dtype], address(bias), address(mask), gates.data_ptr(),
                     experts.data_ptr(), lse.data_ptr(), counts.data_ptr(), prob_sum.data_ptr(), z_sum.data_ptr(),
                     self._workspace(logits.device, stream).data_ptr(), tokens, width, scoring.top_k,
                     scoring.score == "sigmoid", scoring.renormalise, scoring.bias_on_logits, scoring.groups,
@@ -107,7 +107,7 @@ class CudaRouter:
         with launched(logits.device) as check:
             check(
                 self._softmax_sums(
-                    logits.data_ptr(), FORMATS[logits.dtype], log_u.data_ptr(), _pointer(mask), sums.data_ptr(),
+                    logits.data_ptr(), FORMATS[logits.dtype], log_u.data_ptr(), address(mask), sums.data_ptr(),
                     self._workspace(logits.device, stream).data_ptr(), *logits.shape, stream,
                 )
             )  # fmt: skip
@@ -128,7 +128,7 @@ class CudaRouter:
         with launched(logits.device) as check:
             check(
                 self._sinkhorn(
-                    logits.data_ptr(), FORMATS[logits.dtype], start.data_ptr(), _pointer(mask), zeros.data_ptr(),
+                    logits.data_ptr(), FORMATS[logits.dtype], start.data_ptr(), address(mask), zeros.data_ptr(),
                     found.data_ptr(), summary.data_ptr(), tolerance, most_iterations, *logits.shape,
                     self._stream(logits.device),
                 )
@@ -140,10 +140,6 @@ class CudaRouter:
         if (device, stream) not in self._workspaces:
             self._workspaces[device, stream] = torch.zeros(self._numbers, dtype=torch.int64, device=device)
         return self._workspaces[device, stream]
-
-
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
 
 
 @cache

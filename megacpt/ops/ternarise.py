@@ -17,6 +17,7 @@ from torch import Tensor
 
 from megacpt.ops import ternarise_cpu, ternarise_cuda, ternarise_reference
 from megacpt.ops.dispatch import FusedOp, Kernel
+from megacpt.ops.tensors import FORMATS
 from megacpt.ops.ternarise_reference import Blocks, blocks_of
 
 __all__ = ["TERNARISE", "Blocks", "block_abs_sums", "ternarise"]
@@ -52,8 +53,8 @@ TERNARISE: FusedOp[Functions] = FusedOp(
     reference=ternarise_reference,
     fallback_cost="several times slower than the compiled kernel on a CPU",
     kernels=(
-        Kernel("cpu", frozenset(ternarise_cpu.FORMATS), _compiled),
-        Kernel("cuda", frozenset(ternarise_cpu.FORMATS), ternarise_cuda.load),
+        Kernel("cpu", frozenset(FORMATS), _compiled),
+        Kernel("cuda", frozenset(FORMATS), ternarise_cuda.load),
     ),
 )
 

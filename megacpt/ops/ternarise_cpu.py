@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from megacpt.ops.native import instruction_set, library
+from megacpt.ops.tensors import FORMATS, address
 from megacpt.ops.ternarise_reference import Blocks, blocks_of
-
-FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 class Matrix(Structure):
@@ -30,7 +29,7 @@ class Matrix(Structure):
 
 def matrix(weight: Tensor, blocks: Blocks, **pointers: Tensor | None) -> Matrix:
     """Describe a contiguous weight [..., o, i]; `pointers` are the tensors of the fields of their names."""
-    addresses = {name: None if tensor is None else tensor.data_ptr() for name, tensor in pointers.items()}
+    addresses = {name: address(tensor) for name, tensor in pointers.items()}
     o, i = weight.shape[-2:]
     return Matrix(
         weight=weight.data_ptr(), batch=weight.shape[:-2].numel(), rows=o, width=i, halves=blocks.halves,

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from megacpt.ops.native_cuda import current_stream, launched, library
-from megacpt.ops.ternarise_cpu import FORMATS, array, matrix, quantised, sum_buffers
+from megacpt.ops.tensors import FORMATS
+from megacpt.ops.ternarise_cpu import array, matrix, quantised, sum_buffers
 from megacpt.ops.ternarise_reference import Blocks
 
 

@@ -28,17 +28,15 @@ class Grid(Protocol):
     """Levels that weights are rounded to.
 
     Attributes:
-        measures: k, numbers a block.
         joined: how those of the parts of a block become those of the block.
         transform: the length of the vectors that are transformed before they are rounded; 1 for none.
     """
 
-    measures: int
     joined: Literal["mean", "max"]
     transform: int
 
     def measure(self, weights: Sequence[Tensor], blocks: Sequence[Blocks]) -> list[Tensor]:
-        """Sums (for means) or maxima of each block of each weight, [k, .., R, C] float64."""
+        """Sums (for means) or maxima, k for each block of each weight, [k, .., R, C] float64."""
 
     def scales(self, measured: Tensor) -> Tensor:
         """The scale of each block from its means or maxima [k, .., R, C]: [.., R, C] float64, not yet rounded."""
@@ -57,7 +55,7 @@ class Ternary:
         rule: ``add`` EPSILON to the mean, or ``clamp`` it to EPSILON from below.
     """
 
-    measures, transform = 1, 1
+    transform = 1
     joined: Literal["mean", "max"] = "mean"
 
     def __init__(self, rule: Literal["add", "clamp"] = "add") -> None:
@@ -91,7 +89,7 @@ class Ternary:
 class Binary:
     """-1 and 1 times the mean absolute weight, by the sign of the distance to the mean weight (BiLM, ibid.)."""
 
-    measures, transform = 2, 1
+    transform = 1
     joined: Literal["mean", "max"] = "mean"
 
     def measure(self, weights: Sequence[Tensor], blocks: Sequence[Blocks]) -> list[Tensor]:
@@ -122,7 +120,7 @@ class Integer:
         bits: 2 to 8.
     """
 
-    measures, transform = 1, 1
+    transform = 1
     joined: Literal["mean", "max"] = "max"
 
     def __init__(self, bits: int) -> None:
@@ -160,7 +158,6 @@ class Quest:
         group: length of the transform, and of the weights that share a scale.
     """
 
-    measures = 1
     joined: Literal["mean", "max"] = "mean"
 
     def __init__(self, bits: int, group: int) -> None:

@@ -19,6 +19,7 @@ from megacpt.ops.expert_order_cuda import CudaOrder
 from megacpt.ops.router_cuda import CudaRouter
 from megacpt.ops.router_reference import PROBABILITY_ONE, Z_ONE, Scoring
 from megacpt.ops.sinkhorn import Balanced, sinkhorn
+from tests.ops.scorings import scorings
 
 EXPERTS = (1, 2, 8, 31, 64, 96, 128, 256, 512, 520)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -33,17 +34,6 @@ def kernel(emulated: ctypes.CDLL) -> CudaRouter:
 @pytest.fixture(scope="session")
 def order(emulated: ctypes.CDLL) -> CudaOrder:
     return CudaOrder(emulated, stream=lambda _: 0)
-
-
-def scorings(experts: int) -> st.SearchStrategy[Scoring]:
-    """Every kind of scoring that fits a number of experts."""
-    chosen = st.integers(1, min(experts, 9)) | st.just(min(experts, 32))
-    plain = st.builds(
-        Scoring, chosen, st.sampled_from(("softmax", "sigmoid")), st.booleans(), st.sampled_from((1.0, 2.5))
-    )
-    return plain | plain.filter(lambda s: s.top_k % 2 == 0 and experts % 4 == 0 and s.top_k <= experts // 2).map(
-        lambda s: Scoring(s.top_k, s.score, s.renormalise, s.scale, groups=4, groups_kept=2)
-    )
 
 
 @st.composite
@@ -61,7 +51,7 @@ def tokens(draw: st.DrawFn) -> tuple[Tensor, Scoring, Tensor | None]:
     if rows and draw(st.booleans()):
         logits[draw(st.integers(0, rows - 1))] = -torch.inf
     mask = torch.rand(rows, generator=generator) > 0.3 if draw(st.booleans()) else None
-    return logits.to(draw(st.sampled_from(DTYPES))), draw(scorings(experts)), mask
+    return logits.to(draw(st.sampled_from(DTYPES))), draw(scorings(experts, most=32)), mask
 
 
 @settings(max_examples=60, deadline=None)

@@ -16,22 +16,12 @@ from megacpt.ops import balance, router_cpu, router_reference
 from megacpt.ops.native import INSTRUCTION_SETS, instruction_set, library
 from megacpt.ops.router import choose_experts, gated
 from megacpt.ops.router_reference import PROBABILITY_ONE, Z_ONE, Scoring
+from tests.ops.scorings import scorings
 
 EXPERTS = (1, 2, 8, 31, 64, 96, 256, 512)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Of a result near 1: float32 accumulates some roundings, the others round the result to their own precision.
 EPS = {torch.float32: 2e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
-
-
-def scorings(experts: int) -> st.SearchStrategy[Scoring]:
-    """Every kind of scoring that fits a number of experts."""
-    chosen = st.integers(1, min(experts, 9)) | st.just(min(experts, 64))
-    plain = st.builds(
-        Scoring, chosen, st.sampled_from(("softmax", "sigmoid")), st.booleans(), st.sampled_from((1, 2.5))
-    )
-    return plain | plain.filter(lambda s: s.top_k % 2 == 0 and experts % 4 == 0 and s.top_k <= experts // 2).map(
-        lambda s: Scoring(s.top_k, s.score, s.renormalise, s.scale, groups=4, groups_kept=2)
-    )
 
 
 @st.composite
@@ -49,7 +39,7 @@ def tokens(draw: st.DrawFn) -> tuple[Tensor, Scoring, Tensor | None]:
     if rows and draw(st.booleans()):
         logits[draw(st.integers(0, rows - 1))] = -math.inf
     mask = torch.rand(rows, generator=generator) > 0.3 if draw(st.booleans()) else None
-    return logits.to(draw(st.sampled_from(DTYPES))), draw(scorings(experts)), mask
+    return logits.to(draw(st.sampled_from(DTYPES))), draw(scorings(experts, most=64)), mask
 
 
 @pytest.fixture(scope="module", params=range(instruction_set() + 1), ids=INSTRUCTION_SETS[: instruction_set() + 1])
