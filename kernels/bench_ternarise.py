@@ -11,10 +11,14 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from megacpt.config import QuantiseConfig
+from megacpt.config.quantise import CacheForm
+from megacpt.model.quantised import Quantiser, refresh
 from megacpt.ops.ternarise import Blocks, block_abs_sums, ternarise
 
 EPSILON = 1e-5
@@ -54,6 +58,22 @@ def milliseconds(run: Callable[[], object]) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
+def forms(rounds: int) -> None:
+    """Print how long it takes to quantise a matrix in each form of `quantised_cache`, and to have it for a product."""
+    for dtype in (torch.float32, torch.bfloat16):
+        weight = nn.Parameter((torch.randn(2048, 2048) * 0.02).to(dtype))
+        shown = []
+        for form in get_args(CacheForm):
+            quantiser = Quantiser(weight, QuantiseConfig(grid="ternary"), form, 0)
+            turns = [
+                (milliseconds(lambda q=quantiser: refresh([q])), milliseconds(quantiser.cache.matrix))
+                for _ in range(rounds + 1)
+            ]
+            made, used = (statistics.median(found) for found in zip(*turns[1:], strict=True))
+            shown.append(f"{form} quantised in {made:.2f} ms, made in {used:.2f} ms")
+        print(f"2048 x 2048, {str(dtype).removeprefix('torch.')}, 1 thread: {'; '.join(shown)}")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="times ternary quantisation on the CPU")
@@ -83,6 +103,8 @@ def main() -> None:
             shown = ", ".join(f"{name} {median:.0f} ms" for name, median in medians.items())
             print(f"{str(dtype).removeprefix('torch.')}, {threads} threads: {shown}; {ratios}")
         assert all(map(torch.equal, outs["eager"], outs["fused"]))
+    torch.set_num_threads(1)
+    forms(arguments.rounds)
 
 
 if __name__ == "__main__":

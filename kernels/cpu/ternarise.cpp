@@ -76,6 +76,14 @@ void ternarise(const TernaryMatrix* matrices, int count, TernaryCounts* counts, 
   });
 }
 
+template <typename Out>
+void unpack(const TernaryMatrix& matrix, bool bytes, int threads, int isa) {
+  on_pieces(&matrix, 1, threads, [&](const Piece& piece) {
+    std::vector<uint8_t> codes(matrix.width + 64);
+    MEGACPT_ON_ISA(isa, unpack_rows(static_cast<Out*>(matrix.out), matrix, bytes, codes.data(), piece.from, piece.to));
+  });
+}
+
 }  // namespace
 
 extern "C" {
@@ -100,7 +108,8 @@ MEGACPT_EXPORT void megacpt_block_abs_sums(const TernaryMatrix* matrices, int co
   }
 }
 
-// Fills `out` (and `packed`) of all matrices, which are of one format each for weights and values; counts [count].
+// Fills `out` and `packed`, where they are, of all matrices, which are of one format each for weights and values; counts
+// [count].
 MEGACPT_EXPORT void megacpt_ternarise(const TernaryMatrix* matrices, int count, int format, int out_format,
                                       TernaryCounts* counts, int threads, int isa) {
   if (format == BFLOAT16)
@@ -113,5 +122,15 @@ MEGACPT_EXPORT void megacpt_ternarise(const TernaryMatrix* matrices, int count, 
     ternarise<float, Float16>(matrices, count, counts, threads, isa);
   else
     ternarise<float, float>(matrices, count, counts, threads, isa);
+}
+
+// Fills `out` of a matrix with the values of `packed`: four codes a byte, or, with `bytes`, one in float8 e4m3.
+MEGACPT_EXPORT void megacpt_unpack_ternary(const TernaryMatrix* matrix, int bytes, int out_format, int threads, int isa) {
+  if (out_format == BFLOAT16)
+    unpack<BFloat16>(*matrix, bytes != 0, threads, isa);
+  else if (out_format == FLOAT16)
+    unpack<Float16>(*matrix, bytes != 0, threads, isa);
+  else
+    unpack<float>(*matrix, bytes != 0, threads, isa);
 }
 }

@@ -18,6 +18,20 @@ namespace {
 typedef double Doubles __attribute__((vector_size(WIDTH * sizeof(double))));
 typedef uint8_t Bytes __attribute__((vector_size(WIDTH)));
 
+struct Float8 {  // e4m3
+  uint8_t bits;
+};
+
+// Bytes as numbers and back, by way of 16 bits: both steps at once would be made lane by lane.
+inline Bits wide_bytes(const void* from) {
+  return __builtin_convertvector(__builtin_convertvector(read<Bytes>(from), Halves), Bits);
+}
+
+inline void write_bytes(Bits bits, uint8_t* to) {
+  const Bytes narrow = __builtin_convertvector(__builtin_convertvector(bits, Halves), Bytes);
+  __builtin_memcpy(to, &narrow, sizeof narrow);
+}
+
 inline Doubles magnitude(Floats value) {
   return __builtin_convertvector((Floats)((Bits)value & 0x7fffffffu), Doubles);
 }
@@ -75,34 +89,42 @@ struct Counters {
   Ints zeros, flips;
 };
 
-// A register of weights; `codes` gets code + 1 where they are wanted.
-template <bool CODES, typename T, typename Out>
+// What is wanted of weights: their values, their codes, or both.
+enum Wanted { VALUES = 1, CODES = 2, BOTH = 3 };
+
+// A register of weights; `codes` gets code + 1.
+template <Wanted WANTED, typename T, typename Out>
 inline void quantise(const T* weight, Out* out, uint8_t* codes, const Levels<Out>& levels, Counters& counters) {
-  const Floats x = wide(weight), twice = x + x, former = wide(out);
+  const Floats x = wide(weight), twice = x + x;
   const Ints up = twice > levels.scale, down = twice < -levels.scale, code = up - down;  // -1 for 1
-  const Ints was = (Ints)(former > 0.0f) - (Ints)(former < 0.0f);
-  Bits value = up ? levels.up : down ? levels.down : levels.zero;
-  value = x != x ? levels.nan : value;
   counters.zeros -= code == 0;
-  counters.flips -= code != was;
-  write_bits(value, out);
-  if constexpr (CODES) {
-    const Bytes stored = __builtin_convertvector((Bits)(1 - code), Bytes);
-    __builtin_memcpy(codes, &stored, sizeof stored);
+  if constexpr (WANTED & VALUES) {
+    const Floats former = wide(out);
+    const Ints was = (Ints)(former > 0.0f) - (Ints)(former < 0.0f);
+    Bits value = up ? levels.up : down ? levels.down : levels.zero;
+    value = x != x ? levels.nan : value;
+    counters.flips -= code != was;
+    write_bits(value, out);
+  } else {
+    counters.flips -= code != 0;
   }
+  if constexpr (WANTED & CODES) write_bytes((Bits)(1 - code), codes);
 }
 
-template <bool CODES, typename T, typename Out>
+template <Wanted WANTED, typename T, typename Out>
 inline void quantise_part(const T* weight, Out* out, uint8_t* codes, const Levels<Out>& levels, int64_t count,
                           Counters& counters) {
   T weights[WIDTH] = {};
   Out values[WIDTH] = {};  // the filling counts as zeros, which are taken off again, and never as a flip
   uint8_t stored[WIDTH] = {};
-  for (int64_t lane = 0; lane < count; ++lane) weights[lane] = weight[lane], values[lane] = out[lane];
-  quantise<CODES>(weights, values, stored, levels, counters);
   for (int64_t lane = 0; lane < count; ++lane) {
-    out[lane] = values[lane];
-    if constexpr (CODES) codes[lane] = stored[lane];
+    weights[lane] = weight[lane];
+    if constexpr (WANTED & VALUES) values[lane] = out[lane];
+  }
+  quantise<WANTED>(weights, values, stored, levels, counters);
+  for (int64_t lane = 0; lane < count; ++lane) {
+    if constexpr (WANTED & VALUES) out[lane] = values[lane];
+    if constexpr (WANTED & CODES) codes[lane] = stored[lane];
   }
   counters.zeros[0] -= static_cast<int32_t>(WIDTH - count);
 }
@@ -112,8 +134,7 @@ inline void pack(const uint8_t* codes, uint8_t* packed, int64_t bytes) {
   int64_t j = 0;
   for (; j + WIDTH <= bytes; j += WIDTH) {
     const Bits four = read<Bits>(codes + 4 * j);
-    const Bytes joined = __builtin_convertvector((four | four >> 6 | four >> 12 | four >> 18) & 0xffu, Bytes);
-    __builtin_memcpy(packed + j, &joined, sizeof joined);
+    write_bytes((four | four >> 6 | four >> 12 | four >> 18) & 0xffu, packed + j);
   }
   for (; j < bytes; ++j) {
     const uint8_t* four = codes + 4 * j;
@@ -121,29 +142,78 @@ inline void pack(const uint8_t* codes, uint8_t* packed, int64_t bytes) {
   }
 }
 
-template <bool CODES, typename T, typename Out>
+template <Wanted WANTED, typename T, typename Out>
 inline void quantise_rows(const T* weight, Out* out, const TernaryMatrix& matrix, uint8_t* codes, int64_t from,
                           int64_t to, TernaryCounts& counts) {
   const int64_t part = matrix.rows / matrix.halves, each = part / matrix.row_blocks;
   const int64_t columns = matrix.width / matrix.column_blocks, bytes = (matrix.width + 3) / 4;
+  constexpr int64_t STEP = WANTED & VALUES ? 1 : 0;  // a null pointer stays one
   for (int64_t row = from; row < to; ++row) {
     const int64_t block = row / matrix.rows * matrix.row_blocks + row % matrix.rows % part / each;
     Counters counters = {};
     for (int64_t c = 0; c < matrix.column_blocks; ++c) {
       const Levels<Out> levels(matrix.scales[block * matrix.column_blocks + c]);
       const int64_t first = row * matrix.width + c * columns;
+      Out* values = out + STEP * first;
       uint8_t* stored = codes + c * columns;
       int64_t j = 0;
       for (; j + WIDTH <= columns; j += WIDTH)
-        quantise<CODES>(weight + first + j, out + first + j, stored + j, levels, counters);
+        quantise<WANTED>(weight + first + j, values + STEP * j, stored + j, levels, counters);
       if (j < columns)
-        quantise_part<CODES>(weight + first + j, out + first + j, stored + j, levels, columns - j, counters);
+        quantise_part<WANTED>(weight + first + j, values + STEP * j, stored + j, levels, columns - j, counters);
     }
-    if constexpr (CODES) {
+    if constexpr (WANTED & CODES) {
       for (int64_t j = matrix.width; j < 4 * bytes; ++j) codes[j] = 1;
       pack(codes, matrix.packed + row * bytes, bytes);
     }
     for (int lane = 0; lane < WIDTH; ++lane) counts.zeros += counters.zeros[lane], counts.flips += counters.flips[lane];
+  }
+}
+
+// A register of codes: each stored in a byte as code + 1, or as float8 e4m3.
+inline Floats code(const uint8_t* stored) { return __builtin_convertvector((Ints)wide_bytes(stored) - 1, Floats); }
+
+inline Floats code(const Float8* stored) {
+  const Bits bits = wide_bytes(stored);
+  return (Floats)((bits & 0x80u) << 24 | (bits & 0x7fu) << 20) * 0x1p120f;  // exponents of float32 begin 120 lower
+}
+
+template <typename Code, typename Out>
+inline void unpack_row(const Code* codes, Out* out, float scale, int64_t count) {
+  int64_t j = 0;
+  for (; j + WIDTH <= count; j += WIDTH) write(code(codes + j) * scale, out + j);
+  if (j == count) return;
+  Code part[WIDTH] = {};
+  for (int64_t lane = 0; lane < count - j; ++lane) part[lane] = codes[j + lane];
+  write_part(code(part) * scale, out + j, count - j);
+}
+
+// Two bits each of one byte become four bytes.
+inline void spread(const uint8_t* packed, uint8_t* codes, int64_t bytes) {
+  int64_t j = 0;
+  for (; j + WIDTH <= bytes; j += WIDTH) {
+    const Bits byte = wide_bytes(packed + j), four = (byte | byte << 6 | byte << 12 | byte << 18) & 0x03030303u;
+    __builtin_memcpy(codes + 4 * j, &four, sizeof four);
+  }
+  for (; j < bytes; ++j)
+    for (int place = 0; place < 4; ++place) codes[4 * j + place] = packed[j] >> (2 * place) & 3;
+}
+
+template <typename Out>
+inline void unpack(Out* out, const TernaryMatrix& matrix, bool bytes, uint8_t* codes, int64_t from, int64_t to) {
+  const int64_t part = matrix.rows / matrix.halves, each = part / matrix.row_blocks;
+  const int64_t columns = matrix.width / matrix.column_blocks, packed = (matrix.width + 3) / 4;
+  for (int64_t row = from; row < to; ++row) {
+    const int64_t block = row / matrix.rows * matrix.row_blocks + row % matrix.rows % part / each;
+    if (!bytes) spread(matrix.packed + row * packed, codes, packed);
+    for (int64_t c = 0; c < matrix.column_blocks; ++c) {
+      const float scale = matrix.scales[block * matrix.column_blocks + c];
+      const int64_t first = row * matrix.width + c * columns;
+      if (bytes)
+        unpack_row(reinterpret_cast<const Float8*>(matrix.packed) + first, out + first, scale, columns);
+      else
+        unpack_row(codes + c * columns, out + first, scale, columns);
+    }
   }
 }
 
@@ -163,10 +233,17 @@ inline void sum_rows(const T* weight, const TernaryMatrix& matrix, int64_t from,
 #define MEGACPT_TERNARISE_ROWS(T, Out)                                                                              \
   void ternarise_rows(const T* weight, Out* out, const TernaryMatrix& matrix, uint8_t* codes, int64_t from,         \
                       int64_t to, TernaryCounts& counts) {                                                          \
-    if (matrix.packed != nullptr)                                                                                   \
-      quantise_rows<true>(weight, out, matrix, codes, from, to, counts);                                            \
+    if (matrix.out == nullptr)                                                                                      \
+      quantise_rows<CODES>(weight, out, matrix, codes, from, to, counts);                                           \
+    else if (matrix.packed != nullptr)                                                                              \
+      quantise_rows<BOTH>(weight, out, matrix, codes, from, to, counts);                                            \
     else                                                                                                            \
-      quantise_rows<false>(weight, out, matrix, codes, from, to, counts);                                           \
+      quantise_rows<VALUES>(weight, out, matrix, codes, from, to, counts);                                          \
+  }
+
+#define MEGACPT_UNPACK_ROWS(Out)                                                                                 \
+  void unpack_rows(Out* out, const TernaryMatrix& matrix, bool bytes, uint8_t* codes, int64_t from, int64_t to) { \
+    unpack(out, matrix, bytes, codes, from, to);                                                                 \
   }
 
 MEGACPT_ABS_SUM_ROWS(float)
@@ -177,6 +254,9 @@ MEGACPT_TERNARISE_ROWS(float, BFloat16)
 MEGACPT_TERNARISE_ROWS(float, Float16)
 MEGACPT_TERNARISE_ROWS(BFloat16, BFloat16)
 MEGACPT_TERNARISE_ROWS(Float16, Float16)
+MEGACPT_UNPACK_ROWS(float)
+MEGACPT_UNPACK_ROWS(BFloat16)
+MEGACPT_UNPACK_ROWS(Float16)
 
 }  // namespace MEGACPT_ISA
 }  // namespace megacpt

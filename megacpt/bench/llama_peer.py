@@ -15,7 +15,7 @@ from megacpt.bench.ternary_decode import RandomTernary
 from megacpt.config import ModelConfig, QuantiseConfig
 from megacpt.convert.families import Source, Target
 from megacpt.convert.to_gguf import write_gguf
-from megacpt.convert.weights import ModelWeights, Progress
+from megacpt.convert.weights import Progress, Weights
 from megacpt.data.tokenizer import BytesTokenizer
 from megacpt.errors import SetupError
 from megacpt.quant.matrix import Quantised
@@ -24,18 +24,16 @@ NAME = "llama.cpp TQ2_0"
 _WORKER = Path(__file__).with_name("llama_cpp_worker.py")
 
 
-class RandomWeights(ModelWeights):
-    """The weights of `RandomTernary`, as if they lay in a checkpoint.
+class RandomWeights(Weights):
+    """The weights of `RandomTernary`, for an export.
 
     Args:
         model: the sizes.
     """
 
     def __init__(self, model: ModelConfig) -> None:
-        self.model = model
-        self.words = self.vocab = model.padded_vocab()
-        self.tokenizer = BytesTokenizer()
-        self.quantise = QuantiseConfig(grid="ternary")
+        super().__init__(model, BytesTokenizer(), QuantiseConfig(grid="ternary"), model.name or "random")
+        self.words = self.vocab  # both sides multiply with the rows that pad the vocabulary, too
         self._random = RandomTernary(model)
 
     def tensors(

@@ -6,11 +6,12 @@ checkpoint is computed a piece at a time, while it is written.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 import torch.distributed as dist
@@ -127,14 +128,44 @@ class PieceReader:
 
     def _stored(self, piece: Piece) -> Tensor:
         """Return a block that is stored as such, without a second copy in memory."""
-        place = self.reader.storage_data[_index(piece)]
+        place = self.metadata.storage_data[_index(piece)]
         try:
             with (self.folder / place.relative_path).open("rb") as file:
-                view = self.reader._slice_file(file, place)
-                found: Tensor = torch.load(view, map_location="cpu", weights_only=True)
+                stretch = cast("BinaryIO", _Stretch(file, place.offset, place.length))
+                found: Tensor = torch.load(stretch, map_location="cpu", weights_only=True)
             return found.view(piece.sizes)
         except Exception as error:  # a damaged file can raise anything
             raise CheckpointError(f"{self.folder} is damaged: {piece.name} cannot be read ({error})") from error
+
+
+class _Stretch(io.RawIOBase):
+    """So many bytes of an open file, from `start` on, as a file."""
+
+    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
+        self._file, self._start, self._length = file, start, length
+        file.seek(start)
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place, counted from the beginning, from here or from the end."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._length}[whence]
+        return self._file.seek(self._start + base + offset) - self._start
+
+    def tell(self) -> int:
+        """Return the place."""
+        return self._file.tell() - self._start
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer, as far as the stretch goes."""
+        view = memoryview(buffer).cast("B")
+        return self._file.readinto(view[: max(0, self._length - self.tell())])  # type: ignore[attr-defined, no-any-return]
 
 
 class _Into(DefaultLoadPlanner):

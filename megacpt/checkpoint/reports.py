@@ -1,10 +1,10 @@
 """How the writers of a checkpoint report what they wrote: each save has a nameless file of its own.
 
 Importing this module puts it in the place of what Megatron Core has: one queue a process, served by a helper process
-that takes seconds to start. The writers of a background save that was
-given up (its run failed, and the process went on) leave their report there, and the next save takes it for its own: its
-index then describes another checkpoint's files. The helper also dies of the SIGTERM with which slurm ends all processes
-of a job, before the last checkpoint is written, and outlives a run that is killed.
+that takes seconds to start. The writers of a background save that was given up (its run failed, and the process went
+on) leave their report there, and the next save takes it for its own: its index then describes another checkpoint's
+files. The helper also dies of the SIGTERM with which slurm ends all processes of a job, before the last checkpoint is
+written, and outlives a run that is killed.
 """
 
 from __future__ import annotations

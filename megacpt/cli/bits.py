@@ -24,7 +24,9 @@ def bits(
         float | None,
         typer.Option(metavar="BITS", help="Of a ternary weight; its information, log2(3) = 1.585, if left out."),
     ] = None,
-    plain: Annotated[float, typer.Option(metavar="BITS", help="Of a weight that is not quantised.")] = 16.0,
+    plain: Annotated[
+        float | None, typer.Option(metavar="BITS", help="Of a weight that is not quantised; 16 if left out.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")] = None,
 ) -> None:
     """Count the bits of a model, tensor by tensor: weights, scales, embedding and head.
@@ -46,7 +48,7 @@ def bits(
         write_json(json_file, {"path": path, "bits": total, "tensors": [vars(one) for one in found]})
 
 
-def _count_bits(path: str, ternary: float | None, plain: float) -> list[TensorBits]:
+def _count_bits(path: str, ternary: float | None, plain: float | None) -> list[TensorBits]:
     """Open what the path means."""
     from megacpt.config import load_model
     from megacpt.convert.bits import INFORMATION, bits_of_checkpoint, bits_of_folder, bits_of_model
@@ -55,13 +57,14 @@ def _count_bits(path: str, ternary: float | None, plain: float) -> list[TensorBi
 
     folder = Path(path)
     if is_packed_folder(folder):
-        if ternary is not None:
-            raise ConfigError("--ternary is for checkpoints and models: a packed folder stores what it stores")
+        for option, given in (("--ternary", ternary), ("--plain", plain)):
+            if given is not None:
+                raise ConfigError(f"{option} is for checkpoints and models: a packed folder stores what it stores")
         return bits_of_folder(PackedFolder(folder))
-    width = INFORMATION if ternary is None else ternary
+    width, other = INFORMATION if ternary is None else ternary, 16.0 if plain is None else plain
     if folder.is_dir():
-        return bits_of_checkpoint(folder, plain, width)
-    return bits_of_model(load_model(path), plain=plain, ternary=width)
+        return bits_of_checkpoint(folder, other, width)
+    return bits_of_model(load_model(path), plain=other, ternary=width)
 
 
 def _show_bits(found: list[TensorBits]) -> None:

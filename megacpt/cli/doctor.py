@@ -12,9 +12,14 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from megacpt.errors import MegacptError
+
+if TYPE_CHECKING:
+    import torch
+
+    from megacpt.ops.dispatch import FusedOp
 
 
 @dataclass(frozen=True)
@@ -108,25 +113,47 @@ def operations() -> Iterator[Finding]:
     import torch
 
     from megacpt.ops.cross_entropy import CROSS_ENTROPY
-    from megacpt.ops.dispatch import kernel_mode
+    from megacpt.ops.half_linear import HALF_LINEAR
     from megacpt.ops.native import state
+    from megacpt.ops.packed_linear import PACKED_LINEAR
 
     built = state()
     yield Finding("CPU kernels", built, "good" if built.startswith("built") else "bad")
-    devices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
-    for op in (CROSS_ENTROPY,):
-        for device in devices:
-            for dtype in (torch.float32, torch.bfloat16):
-                name = f"{op.name} {device} {str(dtype).removeprefix('torch.')}"
-                try:
-                    choice = op.find(kernel_mode(), device, dtype)
-                except MegacptError as error:
-                    yield Finding(name, "none", "bad", str(error))
-                    continue
-                native = choice.backend != "reference"
-                found = f"native ({choice.backend})" if native else "reference (torch)"
-                cost = f"; {op.fallback_cost}" if choice.fallback else ""
-                yield Finding(name, found, "good" if native else "note", choice.why + cost)
+    for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
+        for dtype in (torch.float32, torch.bfloat16):
+            yield _operation(CROSS_ENTROPY, device, dtype)
+        yield _operation(PACKED_LINEAR, device, torch.float32 if device == "cpu" else torch.bfloat16)
+    yield _operation(HALF_LINEAR, "cpu", torch.bfloat16)
+    yield _decode_step()
+
+
+def _operation(op: FusedOp[Any], device: str, dtype: torch.dtype) -> Finding:
+    from megacpt.ops.dispatch import kernel_mode
+
+    name = f"{op.name} {device} {str(dtype).removeprefix('torch.')}"
+    try:
+        choice = op.find(kernel_mode(), device, dtype)
+    except MegacptError as error:
+        return Finding(name, "none", "bad", str(error))
+    native = choice.backend != "reference"
+    found = f"native ({choice.backend})" if native else "reference (torch)"
+    cost = f"; {op.fallback_cost}" if choice.fallback else ""
+    return Finding(name, found, "good" if native else "note", choice.why + cost)
+
+
+def _decode_step() -> Finding:
+    """How `generate` computes a token of a packed folder on the CPU."""
+    from megacpt.ops.dispatch import VARIABLE, kernel_mode
+    from megacpt.ops.native import library
+
+    name = "decode step cpu float32"
+    try:
+        if kernel_mode() == "reference":
+            return Finding(name, "operations of torch", "note", f"{VARIABLE}=reference")
+        library()
+    except MegacptError as error:
+        return Finding(name, "operations of torch", "note", f"at some milliseconds a token more: {error}")
+    return Finding(name, "native (cpu)")
 
 
 def accelerators() -> Iterator[Finding]:

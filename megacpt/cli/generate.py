@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from megacpt.errors import ConfigError
+from megacpt.errors import ConfigError, SetupError
 
 if TYPE_CHECKING:
+    import torch
+
     from megacpt.config import ModelConfig
     from megacpt.data.tokenizer import Tokenizer
 
@@ -28,6 +30,14 @@ class Rounding(str, Enum):
 
     FLOAT = "float"
     INT8 = "int8"
+    FP8 = "fp8"
+
+
+class Device(str, Enum):
+    """Where a model computes."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
 
 
 def generate(
@@ -52,8 +62,15 @@ def generate(
     activations: Annotated[
         Rounding | None,
         typer.Option(
-            help="Of a packed folder: `float` computes the function as it was trained, `int8` rounds the inputs of "
-            "packed layers to 8 bits, which is faster."
+            help="Of a packed folder: `float` multiplies the inputs of packed layers as they are, `int8` rounds them "
+            "to 8 bits, which is faster on the CPU, `fp8` to float8; what the model was trained with if left out."
+        ),
+    ] = None,
+    device: Annotated[
+        Device | None,
+        typer.Option(
+            help="Of a packed folder: cuda (in bfloat16) or cpu (in float32); a GPU if there is one, unless "
+            "MEGACPT_DEVICE=cpu, if left out."
         ),
     ] = None,
     overrides: Annotated[
@@ -65,15 +82,17 @@ def generate(
     Examples:
       megacpt generate runs/english --prompt "The quick brown"
       megacpt generate runs/english --prompt "The quick brown" --temperature 0.8 --top-p 0.95 --seed 3
-      megacpt generate packed --prompt "The quick brown" --activations int8
+      megacpt generate packed --prompt "The quick brown" --activations int8 --device cpu
       torchrun --nproc-per-node 2 -m megacpt generate runs/english --prompt "The" parallel.tensor=2
     """
     if any("\ud800" <= character <= "\udfff" for character in prompt):
         raise ConfigError("--prompt: the text is not UTF-8")
     chosen = (max_tokens, temperature, top_k, top_p, seed)
     if _for_use(path):
-        _from_folder(path, prompt, chosen, activations, overrides or [])
+        _from_folder(path, prompt, chosen, activations, device, overrides or [])
     else:
+        if device is not None:
+            raise ConfigError(f"--device is for packed folders, and {path} is a checkpoint: set MEGACPT_DEVICE")
         _from_checkpoint(path, prompt, chosen, activations, overrides or [])
 
 
@@ -85,7 +104,14 @@ def _for_use(path: Path) -> bool:
     return (path / "config.json").is_file() or any(path.glob("*.safetensors*"))
 
 
-def _from_folder(path: Path, prompt: str, chosen: _Chosen, activations: Rounding | None, overrides: list[str]) -> None:
+def _from_folder(
+    path: Path,
+    prompt: str,
+    chosen: _Chosen,
+    activations: Rounding | None,
+    device: Device | None,
+    overrides: list[str],
+) -> None:
     from megacpt.serve.generation import generate as run
     from megacpt.serve.opened import open_decoder
 
@@ -93,8 +119,21 @@ def _from_folder(path: Path, prompt: str, chosen: _Chosen, activations: Rounding
         raise ConfigError(f"{' '.join(overrides)}: {path} runs as it was written; only a checkpoint takes KEY=VALUE")
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError(f"{path} runs in one process: start it without torchrun")
-    decoder, tokenizer = open_decoder(path, None if activations is None else activations.value)
+    decoder, tokenizer = open_decoder(path, None if activations is None else activations.value, _found(device))
     _tell(prompt, tokenizer, decoder.model, chosen, partial(run, decoder), _show)
+
+
+def _found(device: Device | None) -> torch.device:
+    """The device that is asked for; by default that of all commands."""
+    import torch
+
+    from megacpt.runtime.device import local_device
+
+    if device is None:
+        return local_device()
+    if device is Device.CUDA and not torch.cuda.is_available():
+        raise SetupError("--device cuda: torch finds no CUDA device on this machine; take --device cpu")
+    return torch.device(device.value)
 
 
 def _from_checkpoint(

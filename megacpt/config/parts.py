@@ -170,6 +170,13 @@ class ParallelConfig(Section):
         description="Split the optimizer state over the data-parallel ranks (ZeRO-1). Same numbers, less memory.",
         examples=[True],
     )
+    gather: Literal["full", "2bit"] = Field(
+        default="full",
+        description="What data-parallel ranks send each other after a step of the distributed optimizer: full: all "
+        "weights, in the precision of the run; 2bit: of ternary matrices codes of two bits, an eighth of bfloat16, and "
+        "only the others in full. Same numbers. It needs `distributed_optimizer` and the grid ternary.",
+        examples=["2bit"],
+    )
 
 
 class CheckpointConfig(Section):

@@ -33,6 +33,8 @@ from megacpt.config.schedule import (
 from megacpt.config.stage import StageConfig
 from megacpt.config.yaml_text import short
 
+_LEAST_GROUP = 5  # weights of a group whose sum (8 bytes) and codes are less than they are in bfloat16
+
 
 class RunConfig(Section):
     """Everything that decides a run; saved in its folder as run.yaml."""
@@ -156,6 +158,26 @@ class RunConfig(Section):
         why = None if quantise is None else quantise.cache_problem(self.quantised_cache)
         if why is not None:
             yield Problem("quantised_cache", why)
+        if self.parallel.gather == "2bit":
+            yield from self._gather_problems()
+
+    def _gather_problems(self) -> Iterator[Problem]:
+        """Why ranks cannot send each other codes of two bits."""
+        quantise = self.model.quantise
+        if not self.parallel.distributed_optimizer:
+            text = "2bit: only a distributed optimizer gathers weights: take full, or set "
+            yield Problem("parallel.gather", f"{text}parallel.distributed_optimizer to true")
+        if quantise is None:
+            yield Problem("parallel.gather", "2bit is for ternary matrices, and model.quantise is not given: take full")
+            return
+        if quantise.grid != "ternary":
+            text = f"2bit is for the grid ternary, and model.quantise.grid is {quantise.grid}: take full"
+            yield Problem("parallel.gather", text)
+        group = quantise.scale.group
+        if group is not None and group < _LEAST_GROUP:
+            text = f"2bit also moves the sums of groups, which with a model.quantise.scale.group of {group} is more "
+            text += f"than the weights: take full, or groups of at least {_LEAST_GROUP}"
+            yield Problem("parallel.gather", text)
 
     def _mixture_problems(self) -> Iterator[Problem]:
         """Of when the mixture changes, and of what its controller needs."""

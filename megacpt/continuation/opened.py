@@ -31,7 +31,7 @@ def open_model(
     """
     folder = find_checkpoint(path)
     alone = [f"parallel.{axis}=1" for axis in ("tensor", "pipeline", "virtual_pipeline", "context")]
-    alone += ["parallel.sequence=false", "parallel.distributed_optimizer=false"]
+    alone += ["parallel.sequence=false", "parallel.distributed_optimizer=false", "parallel.gather=full"]
     config = load_run(folder / RUN, [*alone, *overrides])
     tokenizer = load_tokenizer(config.tokenizer)
     start_process_group()

@@ -238,9 +238,15 @@ def check_names(model: ModelConfig) -> None:
         ConfigError: it has experts, or an MLP without a gate.
     """
     if model.moe is not None:
-        raise ConfigError("model.moe: a Llama has no experts, so that this model has no form as one")
+        raise ConfigError(
+            "model.moe: packing, rounding, counting and exports know the matrices of a Llama, which has no experts; "
+            "such a model is trained, evaluated and averaged, and generates from its checkpoint"
+        )
     if not model.gated:
-        raise ConfigError(f"model.activation: {model.activation} has no gate, and the MLP of a Llama has one")
+        raise ConfigError(
+            f"model.activation: {model.activation} has no gate, and packing, rounding, counting and exports know the "
+            "matrices of a Llama, whose MLP has one"
+        )
 
 
 def check_llama(model: ModelConfig) -> None:

@@ -33,7 +33,7 @@ def gguf_package() -> Any:
 
 
 @dataclass(frozen=True)
-class Planned:
+class GGUFTensor:
     """A tensor that will be written.
 
     Attributes:
@@ -67,7 +67,7 @@ class GGUFFile:
         plan: every tensor.
     """
 
-    def __init__(self, path: Path, writer: Any, plan: Sequence[Planned]) -> None:
+    def __init__(self, path: Path, writer: Any, plan: Sequence[GGUFTensor]) -> None:
         self._path, self._writer, self._plan = path, writer, plan
         self._written: list[_Streamed] = []
         for one in plan:
@@ -100,7 +100,7 @@ class GGUFFile:
                 raise CheckpointError(f"{self._path} does not hold what was written to it ({one.name})")
 
 
-def _converted(part: np.ndarray[Any, Any], planned: Planned) -> np.ndarray[Any, Any]:
+def _converted(part: np.ndarray[Any, Any], planned: GGUFTensor) -> np.ndarray[Any, Any]:
     if planned.type == "F32":
         return part
     if planned.type == "F16":

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megacpt.config import ModelConfig
-from megacpt.continuation.ledger import Ledger
 from megacpt.convert.families import LLAMA
 from megacpt.convert.packed_format import FORMATS
 from megacpt.convert.safetensors_writer import INDEX
@@ -39,6 +38,7 @@ class PackedFolder:
         config: content of config.json.
         model: the network.
         format: how codes are packed.
+        activations: what those of the packed layers were rounded to in training; None for nothing.
 
     Raises:
         CheckpointError: it is no packed folder, or a file is missing or damaged.
@@ -58,7 +58,7 @@ class PackedFolder:
         self.format = FORMATS[name]
         try:
             self.model = ModelConfig.model_validate(self._own("model"))
-            self.activations: str | None = quantisation["activations"]
+            self.activations = _activations(quantisation["activations"])
             rows = int(self.config["vocab_size"])
             self._files: dict[str, str] = {
                 name: inside(file) for name, file in _read(path / INDEX)["weight_map"].items()
@@ -134,10 +134,6 @@ class PackedFolder:
             raise CheckpointError(f"the tokenizer in {self.path} is not the one that the model was trained with")
         return found
 
-    def ledger(self) -> Ledger:
-        """Return what the model has seen."""
-        return Ledger.read(self.path)
-
     def _own(self, key: str) -> dict[str, Any]:
         try:
             found: dict[str, Any] = self.config[METHOD][key]
@@ -183,6 +179,16 @@ def is_packed_folder(path: Path) -> bool:
         return False
     found = _read(path / CONFIG).get("quantization_config")
     return isinstance(found, dict) and found.get("quant_method") == METHOD
+
+
+def _activations(value: object) -> Literal["int8", "fp8"] | None:
+    if value is None:
+        return None
+    if value == "int8":
+        return "int8"
+    if value == "fp8":
+        return "fp8"
+    raise ValueError(f"activations {value!r}")
 
 
 def _read(path: Path) -> dict[str, Any]:

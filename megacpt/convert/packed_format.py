@@ -30,6 +30,11 @@ class PackedFormat:
     lowest: int = -1
     step: int = 1
 
+    @property
+    def has_product(self) -> bool:
+        """Whether `megacpt.ops.packed_linear` multiplies by such codes: those of -1, 0 and 1."""
+        return self.lowest == -1
+
     def pack(self, codes: Tensor) -> Tensor:
         """Pack codes [o, i] int8 to [o, `row_bytes`] uint8."""
         if self.name == TERNARY["2"]:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from megacpt.convert.families import Source, Target, check_llama
-from megacpt.convert.gguf_file import GGUFFile, Planned, gguf_package
+from megacpt.convert.gguf_file import GGUFFile, GGUFTensor, gguf_package
 from megacpt.convert.gguf_vocab import add_vocabulary
 from megacpt.convert.output import appearing
-from megacpt.convert.weights import ModelWeights, Progress, scale_shape, warn_of_activations
+from megacpt.convert.weights import ModelWeights, Progress, Weights, scale_shape, warn_of_activations
 from megacpt.errors import ConfigError
 from megacpt.model.rope import scale_frequencies
 from megacpt.quant.matrix import Quantised
@@ -68,7 +68,7 @@ def to_gguf(
 
 
 def write_gguf(
-    weights: ModelWeights, out: Path, kind: str | None = None, plain: str = "f16", progress: Progress | None = None
+    weights: Weights, out: Path, kind: str | None = None, plain: str = "f16", progress: Progress | None = None
 ) -> None:
     """Write weights as `to_gguf` does those of a checkpoint."""
     gguf = gguf_package()
@@ -82,7 +82,7 @@ def write_gguf(
     plan = [_planned(weights, source, target, kind, plain) for source in sources for target in source.targets]
     _say_what_falls_back(plan, kind)
     factors = _rope_factors(weights)
-    first = [] if factors is None else [Planned("rope_freqs.weight", tuple(factors.shape), "F32")]
+    first = [] if factors is None else [GGUFTensor("rope_freqs.weight", tuple(factors.shape), "F32")]
     with appearing(out) as temporary:
         writer = gguf.GGUFWriter(temporary, "llama")
         _describe(gguf, writer, weights, kind)
@@ -104,7 +104,7 @@ def write_gguf(
         )
 
 
-def _checked_kind(weights: ModelWeights, kind: str | None) -> str:
+def _checked_kind(weights: Weights, kind: str | None) -> str:
     """The type of the matrices, if the model can have it."""
     grid = weights.quantise
     ternary = grid is not None and grid.grid in ("ternary", "binary")
@@ -112,11 +112,11 @@ def _checked_kind(weights: ModelWeights, kind: str | None) -> str:
         return "tq2_0" if ternary else "f16"
     if kind.startswith("tq") and not ternary:
         what = "float" if grid is None else f"on the grid {grid.grid}"
-        raise ConfigError(f"--type {kind} is for ternary matrices, and those of {weights.folder} are {what}: take f16")
+        raise ConfigError(f"--type {kind} is for ternary matrices, and those of this model are {what}: take f16")
     return kind
 
 
-def _planned(weights: ModelWeights, source: Source, target: Target, kind: str, plain: str) -> Planned:
+def _planned(weights: Weights, source: Source, target: Target, kind: str, plain: str) -> GGUFTensor:
     """The name and type of a tensor; a matrix whose rows or scales fit no ternary blocks becomes F16."""
     if len(target.shape) == 1:
         form = "f32"
@@ -124,10 +124,10 @@ def _planned(weights: ModelWeights, source: Source, target: Target, kind: str, p
         form = plain
     else:
         form = "f16" if kind.startswith("tq") and not _fits_blocks(weights, source, target) else kind
-    return Planned(_name(target.name), target.shape, form.upper())
+    return GGUFTensor(_name(target.name), target.shape, form.upper())
 
 
-def _fits_blocks(weights: ModelWeights, source: Source, target: Target) -> bool:
+def _fits_blocks(weights: Weights, source: Source, target: Target) -> bool:
     """Whether each block of 256 weights of a row is whole and has one scale."""
     config = weights.quantise
     if config is None or not weights.is_quantised(source):
@@ -135,7 +135,7 @@ def _fits_blocks(weights: ModelWeights, source: Source, target: Target) -> bool:
     return target.shape[1] // scale_shape(target, source, config)[1] % BLOCK == 0
 
 
-def _say_what_falls_back(plan: list[Planned], kind: str) -> None:
+def _say_what_falls_back(plan: list[GGUFTensor], kind: str) -> None:
     fallen = [one for one in plan if one.type == "F16" and one.name.startswith("blk.")]
     if kind.startswith("tq") and fallen:
         log.warning(
@@ -158,10 +158,10 @@ def _name(name: str) -> str:
     return f"blk.{layer}.{_NAMES[rest]}.{word}"
 
 
-def _describe(gguf: Any, writer: Any, weights: ModelWeights, kind: str) -> None:
+def _describe(gguf: Any, writer: Any, weights: Weights, kind: str) -> None:
     """Write the sizes of the model."""
     model = weights.model
-    writer.add_name(model.name or weights.ledger.stage.name)
+    writer.add_name(weights.name)
     writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[kind]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(weights.words)
@@ -181,7 +181,7 @@ def _describe(gguf: Any, writer: Any, weights: ModelWeights, kind: str) -> None:
         writer.add_rope_scaling_factor(model.rope.scaling.factor)
 
 
-def _rope_factors(weights: ModelWeights) -> Tensor | None:
+def _rope_factors(weights: Weights) -> Tensor | None:
     """By what llama.cpp divides the rotary frequencies, [d/2] float32, where Llama 3's scaling is used."""
     rope = weights.model.rope
     if rope.scaling is None or rope.scaling.kind != "llama3":
@@ -191,7 +191,7 @@ def _rope_factors(weights: ModelWeights) -> Tensor | None:
     return (frequencies / scale_frequencies(frequencies, rope.scaling)).float()
 
 
-def _row_order(weights: ModelWeights, target: Target) -> Tensor:
+def _row_order(weights: Weights, target: Target) -> Tensor:
     """In which order rows are written: llama.cpp's rotation pairs neighbours, ours the two halves of a head."""
     rows = torch.arange(target.shape[0])
     heads = {"query": weights.model.heads, "key": weights.model.kv_heads}.get(target.rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from megacpt.config import ModelConfig, QuantiseConfig, load_run
 from megacpt.continuation.boundary import RUN
 from megacpt.continuation.ledger import Ledger
 from megacpt.convert.families import LLAMA, Source, Target, check_names, row_numbers
-from megacpt.data.tokenizer import load_tokenizer
+from megacpt.data.tokenizer import Tokenizer, load_tokenizer
 from megacpt.errors import CheckpointError
 from megacpt.quant.matrix import Quantised, quantise_matrix
 from megacpt.runtime.layout import start_process_group
@@ -27,7 +28,50 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 Progress = Callable[[int, int], None]
 
 
-class ModelWeights:
+class Weights(ABC):
+    """Weights of a network under a family's names, one tensor at a time.
+
+    Args:
+        model: the network.
+        tokenizer: that it was trained with.
+        quantise: the grid that its matrices lie on, if they do.
+        name: what the model is called.
+
+    Attributes:
+        vocab: rows of embedding and head, those that only pad the vocabulary included.
+        words: rows without them.
+
+    Raises:
+        ConfigError: its tensors have no names in the family.
+    """
+
+    def __init__(self, model: ModelConfig, tokenizer: Tokenizer, quantise: QuantiseConfig | None, name: str) -> None:
+        check_names(model)
+        self.model, self.tokenizer, self.quantise, self.name = model, tokenizer, quantise, name
+        self.vocab = model.padded_vocab(tokenizer.vocab_size)
+        self.words = model.vocab_size or tokenizer.vocab_size
+
+    def sources(self, padded: bool) -> list[Source]:
+        """Return every tensor; with `padded`, embedding and head with the rows that only pad the vocabulary."""
+        return list(LLAMA.sources(self.model, self.vocab, self.vocab if padded else self.words))
+
+    def is_quantised(self, source: Source) -> bool:
+        """Whether the model uses a matrix on its grid."""
+        return self.quantise is not None and source.kind in self.quantise.parts
+
+    @abstractmethod
+    def tensors(
+        self, sources: list[Source], progress: Progress | None = None
+    ) -> Iterator[tuple[Source, Target, Tensor | Quantised]]:
+        """Yield the tensors of the family in order, quantised ones as codes and scales, all others as they are stored.
+
+        Args:
+            sources: what to read.
+            progress: told after each source: how many are read, and how many there are.
+        """
+
+
+class ModelWeights(Weights):
     """A checkpoint, opened for its weights.
 
     Args:
@@ -44,14 +88,10 @@ class ModelWeights:
         verify(self.folder)
         self.config = load_run(self.folder / RUN)
         self.ledger = Ledger.read(self.folder)
-        self.model = self.config.model
-        check_names(self.model)
-        self.tokenizer = load_tokenizer(self.config.tokenizer)
-        if self.tokenizer.fingerprint != self.ledger.tokenizer["fingerprint"]:
+        model, tokenizer = self.config.model, load_tokenizer(self.config.tokenizer)
+        super().__init__(model, tokenizer, grid_of(model, self.ledger), model.name or self.ledger.stage.name)
+        if tokenizer.fingerprint != self.ledger.tokenizer["fingerprint"]:
             raise CheckpointError(f"{self.config.tokenizer} is not the tokenizer that {self.folder} was trained with")
-        self.vocab = self.model.padded_vocab(self.tokenizer.vocab_size)
-        self.words = self.model.vocab_size or self.tokenizer.vocab_size
-        self.quantise = grid_of(self.model, self.ledger)
         self._reader = PieceReader(self.folder)
 
     @property
@@ -59,23 +99,10 @@ class ModelWeights:
         """The dtype that the model computes in."""
         return DTYPES[self.config.precision]
 
-    def sources(self, padded: bool) -> list[Source]:
-        """Return every tensor; with `padded`, embedding and head with the rows that only pad the vocabulary."""
-        return list(LLAMA.sources(self.model, self.vocab, self.vocab if padded else self.words))
-
-    def is_quantised(self, source: Source) -> bool:
-        """Whether the model uses a matrix on its grid."""
-        return self.quantise is not None and source.kind in self.quantise.parts
-
     def tensors(
         self, sources: list[Source], progress: Progress | None = None
     ) -> Iterator[tuple[Source, Target, Tensor | Quantised]]:
-        """Yield the tensors of the family in order, quantised ones as codes and scales, all others as they are stored.
-
-        Args:
-            sources: what to read.
-            progress: told after each source: how many are read, and how many there are.
-        """
+        """See `Weights.tensors`."""
         for done, source in enumerate(sources, 1):
             whole = self._matrix(source)
             for target in source.targets:
@@ -142,7 +169,7 @@ def scale_shape(target: Target, source: Source, config: QuantiseConfig) -> tuple
     return (shards, 1) if source.split_dim == 0 else (1, shards)
 
 
-def warn_of_activations(weights: ModelWeights) -> None:
+def warn_of_activations(weights: Weights) -> None:
     """Say that the programs that read plain weights do not round activations as the model was trained to."""
     if weights.quantise is not None and weights.quantise.activations != "none":
         log.warning(

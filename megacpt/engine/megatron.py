@@ -20,6 +20,7 @@ from megatron.core.optimizer.optimizer_config import OptimizerConfig
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from torch import Tensor
 
+from megacpt.engine.code_gather import CodeGather, GradientsOnly
 from megacpt.engine.optimizer_state import OptimizerState
 from megacpt.engine.plug_in import megatron_optimizer
 from megacpt.engine.predictions import predict
@@ -71,6 +72,7 @@ class MegatronEngine:
         self.quantisers = Quantisers(self.chunks, config.model, self.device)
         self.schedule = get_forward_backward_func()
         self.optimizer: Any = None
+        self.code_gather: CodeGather | None = None
         self.wrapped: list[Any] = list(self.chunks)
         self.frozen: Frozen = {}
         if train:
@@ -95,9 +97,10 @@ class MegatronEngine:
             overlap_grad_reduce=overlap,
             use_distributed_optimizer=self.layout.distributed_optimizer,
         )
+        coded = self.config.parallel.gather == "2bit"
+        wrapper = GradientsOnly if coded else DistributedDataParallel
         self.wrapped = [
-            DistributedDataParallel(self.transformer, ddp, chunk, disable_bucketing=i > 0)
-            for i, chunk in enumerate(self.chunks)
+            wrapper(self.transformer, ddp, chunk, disable_bucketing=i > 0) for i, chunk in enumerate(self.chunks)
         ]
         self.transformer.finalize_model_grads_func = finalize_model_grads
         if overlap:
@@ -121,6 +124,9 @@ class MegatronEngine:
         )
         groups = group_overrides(self.chunks, optim.multipliers, self.config.model.tied_embeddings)
         self.optimizer = megatron_optimizer(optim.optimizer, settings, self.wrapped, groups)
+        if coded:
+            self.code_gather = CodeGather(self.wrapped, self.quantisers.all)
+            self.quantisers.gathered = frozenset(map(id, self.code_gather.quantisers))
 
     @property
     def data_rank(self) -> int:
@@ -231,6 +237,8 @@ class MegatronEngine:
             group["lr"] = rate * group["lr_mult"]
             group["weight_decay"] = weight_decay * group["wd_mult"]
         optimizer.step_with_ready_grads()
+        if self.code_gather is not None:
+            self.code_gather.run()
         return grad_norm, False
 
 

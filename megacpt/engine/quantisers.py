@@ -30,10 +30,14 @@ class Quantisers:
         chunks: this rank's model chunks.
         model: the whole model.
         device: of communication.
+
+    Attributes:
+        gathered: identities of those that come quantised from other ranks (`code_gather`).
     """
 
     def __init__(self, chunks: Sequence[nn.Module], model: ModelConfig, device: torch.device) -> None:
         self.model, self.device = model, device
+        self.gathered: frozenset[int] = frozenset()
         self.split: list[tuple[int, Quantiser]] = []
         self.experts: list[tuple[int, Quantiser]] = []
         for chunk in chunks:
@@ -69,9 +73,11 @@ class Quantisers:
         """
         if self.model.quantise is None:
             return {}
-        if updated and self.all:  # a pipeline stage may have none
-            self.forget()  # the distributed optimizer writes to memory of which versions know nothing
-            refresh(self.all)
+        rest = [quantiser for quantiser in self.all if id(quantiser) not in self.gathered]
+        if updated and rest:  # a pipeline stage may have none
+            for quantiser in rest:
+                quantiser.forget()  # the distributed optimizer writes to memory of which versions know nothing
+            refresh(rest)
         counts = self._counts(updated)
         rows = {f"layer-{number}/": row for number, row in enumerate(counts.tolist(), 1)}
         found = {}

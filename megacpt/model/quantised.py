@@ -152,38 +152,62 @@ def refresh(quantisers: Sequence[Quantiser]) -> None:
     """Quantise latent weights of one model; ranks that share matrices call this with the same ones, in order."""
     grid = quantisers[0].grid
     weights = [each.weight.detach() for each in quantisers]
-    measured = grid.measure(weights, [each.blocks for each in quantisers])
-    sizes = [each.blocks.size(each.weight) for each in quantisers]
-    spread = [n for n, each in enumerate(quantisers) if each.group is not None]
-    if spread:
-        for n, whole in zip(spread, _exchanged([(quantisers[n], measured[n]) for n in spread]), strict=True):
-            group = quantisers[n].group
-            assert group is not None
-            measured[n], sizes[n] = whole, sizes[n] * group.size() // quantisers[n].slots
-    measured = [joined(grid, found, size) for found, size in zip(measured, sizes, strict=True)]
-    for each, found in zip(quantisers, measured, strict=True):
-        each.scales = rounded(grid.scales(found), each.config.scale.format)
-    if isinstance(grid, Ternary) and quantisers[0].cache.lasting:
+    measured = rescale(quantisers, grid.measure(weights, [each.blocks for each in quantisers]))
+    if isinstance(grid, Ternary):
         _ternarise(quantisers, weights)
         return
     for each, weight, found in zip(quantisers, weights, measured, strict=True):
         each.keep(grid.codes(weight, each.scales, found, each.blocks))
 
 
+def rescale(quantisers: Sequence[Quantiser], measured: Sequence[Tensor]) -> list[Tensor]:
+    """Set scales; ranks that share matrices call this with the same ones, in order.
+
+    Args:
+        quantisers: of one model.
+        measured: what its grid measured of each weight on this rank, [k, .., R, C] float64.
+
+    Returns:
+        Means or maxima of the blocks, [k, .., R, C] for each.
+    """
+    whole = list(measured)
+    sizes = [each.blocks.size(each.weight) for each in quantisers]
+    spread = [n for n, each in enumerate(quantisers) if each.group is not None]
+    if spread:
+        for n, found in zip(spread, _exchanged([(quantisers[n], whole[n]) for n in spread]), strict=True):
+            group = quantisers[n].group
+            assert group is not None
+            whole[n], sizes[n] = found, sizes[n] * group.size() // quantisers[n].slots
+    whole = [joined(each.grid, found, size) for each, found, size in zip(quantisers, whole, sizes, strict=True)]
+    for each, found in zip(quantisers, whole, strict=True):
+        each.scales = rounded(each.grid.scales(found), each.config.scale.format)
+    return whole
+
+
 def _ternarise(quantisers: Sequence[Quantiser], weights: Sequence[Tensor]) -> None:
-    """Write all ternary matrices in one go, over those of the step before."""
-    known = [each.cache.filled for each in quantisers]
-    counts = ternarise(
-        weights,
-        [
-            each.scales.to(torch.promote_types(weight.dtype, torch.float32))
-            for each, weight in zip(quantisers, weights, strict=True)
-        ],
-        [each.cache.memory(weight) for each, weight in zip(quantisers, weights, strict=True)],
-        [each.blocks.halves for each in quantisers],
-    )
-    for each, before, (zeros, flips) in zip(quantisers, known, counts.unbind(), strict=True):
-        each.done(zeros, flips * before)
+    """Quantise all ternary matrices in one go: dense ones over those of the step before, others as packed codes."""
+    scales = [
+        each.scales.to(torch.promote_types(weight.dtype, torch.float32))
+        for each, weight in zip(quantisers, weights, strict=True)
+    ]
+    halves = [each.blocks.halves for each in quantisers]
+    if quantisers[0].cache.lasting:
+        known = [each.cache.filled for each in quantisers]
+        outs = [each.cache.memory(weight) for each, weight in zip(quantisers, weights, strict=True)]
+        for each, before, (zeros, flips) in zip(
+            quantisers, known, ternarise(weights, scales, outs, halves).unbind(), strict=True
+        ):
+            each.done(zeros, flips * before)
+        return
+    packed = [packed_memory(weight) for weight in weights]
+    counts = ternarise(weights, scales, None, halves, packed)
+    for each, codes, (zeros, _) in zip(quantisers, packed, counts.unbind(), strict=True):
+        each.done(zeros, each.cache.put_packed(codes, each.scales, each.weight.shape[-1]))
+
+
+def packed_memory(weight: Tensor) -> Tensor:
+    """Memory of the packed codes of a weight [.., o, i]: [.., o, ceil(i / 4)] uint8."""
+    return torch.empty(*weight.shape[:-1], -(-weight.shape[-1] // 4), dtype=torch.uint8, device=weight.device)
 
 
 def _exchanged(parts: Sequence[tuple[Quantiser, Tensor]]) -> list[Tensor]:

@@ -52,7 +52,7 @@ def packed_linear(x: Tensor, matrix: PackedMatrix, activations: Activations = "f
         x: [T, i]; float32, bfloat16, float16 or float64.
         matrix: of `pack_matrix`, [o, i].
         activations: "float" multiplies x as it is; "int8" rounds it to 8 bits first, by blocks of 256 columns, which
-            is faster for few tokens.
+            is faster for few tokens on the CPU; "fp8" rounds each token to float8 e4m3 first, as training does.
 
     Returns:
         [T, o], of the dtype of x.
@@ -64,8 +64,8 @@ def packed_linear(x: Tensor, matrix: PackedMatrix, activations: Activations = "f
         raise ValueError(f"x must be [T, {matrix.i}] and floating point, not {list(x.shape)} {x.dtype}")
     if x.device != matrix.device:
         raise ValueError(f"x is on {x.device} and the matrix on {matrix.device}; they must be on one device")
-    if activations not in ("float", "int8"):
-        raise ValueError(f"activations must be 'float' or 'int8', not {activations!r}")
+    if activations not in ("float", "int8", "fp8"):
+        raise ValueError(f"activations must be 'float', 'int8' or 'fp8', not {activations!r}")
     if x.requires_grad and torch.is_grad_enabled():
         raise ValueError(
             "packed_linear has no gradient and x requires one: run under torch.no_grad(), or train the latent weights"

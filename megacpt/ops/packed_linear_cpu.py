@@ -11,6 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from megacpt.ops import packed_linear_reference
 from megacpt.ops.native import INSTRUCTION_SETS, library
 from megacpt.ops.packed_linear_reference import Activations
 from megacpt.ops.packed_matrix import PackedMatrix
@@ -37,6 +38,11 @@ class CompiledLinear:
 
     def packed_linear(self, x: Tensor, matrix: PackedMatrix, activations: Activations) -> Tensor:
         """See `packed_linear_reference.packed_linear`."""
+        if matrix.tiled:
+            raise ValueError("the matrix is in the tiles of CUDA's kernels: pack_matrix(codes, scales) on the CPU")
+        if activations == "fp8":
+            rounded, scales = packed_linear_reference.float8(x)
+            return (self.packed_linear(rounded.float(), matrix, "float") * scales).to(x.dtype)
         x = x.contiguous()
         out = torch.empty(x.shape[0], matrix.o)
         self._packed(

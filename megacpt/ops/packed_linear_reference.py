@@ -4,6 +4,10 @@ With codes :math:`q_{jk}`, scales :math:`s_{jc}` by column block c, and activati
 
 "float"
     :math:`y_{tj} = \sum_c s_{jc} \sum_{k \in c} q_{jk} x_{tk}`, as of a dense matrix: zero times infinity is NaN.
+"fp8"
+    A token with the largest magnitude a, at least 1e-5, becomes the numbers :math:`u_k` of float8 e4m3 nearest to
+    :math:`x_k / d`, with the scale :math:`d = a / 448`, as in training (`megacpt.quant.activations`). Then
+    :math:`y_{tj} = d \sum_c s_{jc} \sum_{k \in c} q_{jk} u_k`.
 "int8"
     Each column block is cut into pieces of 256 columns, from its beginning; the last one may be shorter. A piece p of
     a token with the largest magnitude a becomes the integers :math:`u_k = \mathrm{round}(x_k \cdot (127 / a))`, half
@@ -12,7 +16,7 @@ With codes :math:`q_{jk}`, scales :math:`s_{jc}` by column block c, and activati
     others run in order, each quotient, product and sum rounded: in float32 this has one result, bit by bit. A piece
     that is nowhere as large as 2^-100 counts as zeros; NaN or infinity in one makes all results of its token NaN.
 
-Both accumulate in float32, or in float64 for float64, and round to the dtype of x once. Rounding activations by
+All accumulate in float32, or in float64 for float64, and round to the dtype of x once. Rounding activations by
 blocks of 256 is that of llama.cpp's Q8_K.
 """
 
@@ -26,9 +30,11 @@ from torch import Tensor
 
 from megacpt.ops.packed_matrix import PackedMatrix
 
-Activations = Literal["float", "int8"]
+Activations = Literal["float", "int8", "fp8"]
 PIECE = 256
 LARGEST = 127
+LARGEST8 = torch.finfo(torch.float8_e4m3fn).max  # 448
+SMALLEST8 = 1e-5
 SMALLEST = 2.0**-100  # so that neither 127 / a nor a / 127 leaves the normal numbers of float32
 
 
@@ -40,9 +46,26 @@ def packed_linear(x: Tensor, matrix: PackedMatrix, activations: Activations) -> 
     """See `megacpt.ops.packed_linear.packed_linear`."""
     if activations == "int8":
         return _int8(_wide(x), matrix).to(x.dtype)
+    if activations == "fp8":
+        rounded, factors = float8(x)
+        return (packed_linear(rounded.to(_wide(x).dtype), matrix, "float") * factors).to(x.dtype)
     wide = _wide(x)
     scales = matrix.scales.to(wide.dtype).repeat_interleave(matrix.i // matrix.scales.shape[1], 1)
     return (wide @ (matrix.codes() * scales).T).to(x.dtype)
+
+
+def float8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Round activations to float8, token by token.
+
+    Args:
+        x: [T, i].
+
+    Returns:
+        The numbers u, [T, i] float8 e4m3, and the scales d, [T, 1] float32 (float64 for float64).
+    """
+    wide = _wide(x)
+    scales = wide.abs().amax(1, keepdim=True).clamp(min=SMALLEST8) / LARGEST8
+    return (wide / scales).clamp(-LARGEST8, LARGEST8).to(torch.float8_e4m3fn), scales
 
 
 def round_activations(x: Tensor, blocks: int) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from megacpt.ops.dispatch import FusedOp, Kernel
 from megacpt.ops.tensors import FORMATS
 from megacpt.ops.ternarise_reference import Blocks, blocks_of
 
-__all__ = ["TERNARISE", "Blocks", "block_abs_sums", "ternarise"]
+__all__ = ["TERNARISE", "Blocks", "block_abs_sums", "joined_rows", "ternarise", "unpack"]
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -36,11 +36,15 @@ class Functions(Protocol):
         self,
         weights: Sequence[Tensor],
         scales: Sequence[Tensor],
-        outs: Sequence[Tensor],
+        outs: Sequence[Tensor] | None,
         halves: Sequence[int],
         packed: Sequence[Tensor] | None,
     ) -> Tensor:
         """Quantised matrices and their counts."""
+        ...
+
+    def unpack(self, kept: Tensor, scales: Tensor, out: Tensor, halves: int) -> None:
+        """A matrix of its codes."""
         ...
 
 
@@ -78,11 +82,24 @@ def block_abs_sums(weights: Sequence[Tensor], blocks: Sequence[Blocks]) -> list[
     return _functions(weights).block_abs_sums(weights, blocks) if weights else []
 
 
+def joined_rows(rows: Tensor, blocks: Blocks) -> Tensor:
+    """Make the sums of blocks of those of their rows, in the order of `block_abs_sums` and with its bits.
+
+    Args:
+        rows: [..., o, C] float64: what `block_abs_sums` gives where each row is a block.
+        blocks: of the matrix [..., o, i].
+
+    Returns:
+        [..., R, C] float64.
+    """
+    return ternarise_reference.joined_rows(rows, blocks)
+
+
 @torch.no_grad()
 def ternarise(
     weights: Sequence[Tensor],
     scales: Sequence[Tensor],
-    outs: Sequence[Tensor],
+    outs: Sequence[Tensor] | None,
     halves: Sequence[int] | None = None,
     packed: Sequence[Tensor] | None = None,
 ) -> Tensor:
@@ -92,7 +109,8 @@ def ternarise(
         weights: [..., o, i], all of one dtype and on one device.
         scales: [..., R, C] float32 (float64 for float64), above 0.
         outs: [..., o, i], contiguous, all of the weights' dtype, or of a narrower one for float32 weights. They hold
-            the values of the last call: a flip is a code that differs from the sign of what is overwritten.
+            the values of the last call: a flip is a code that differs from the sign of what is overwritten. None
+            where only `packed` is wanted; then every code that is not 0 is a flip.
         halves: 2 for two matrices above each other that share scales, else 1; None for 1 throughout.
         packed: [..., o, ceil(i / 4)] uint8, contiguous; gets the codes, four a byte (`packed_codes`).
 
@@ -104,15 +122,46 @@ def ternarise(
     """
     halves = [1] * len(weights) if halves is None else halves
     _check_alike("weights", weights)
-    _check_alike("outs", outs)
-    for n, (weight, scale, out, half) in enumerate(zip(weights, scales, outs, halves, strict=True)):
+    if outs is None and packed is None:
+        raise ValueError("neither outs nor packed are given: nothing would be kept of the codes")
+    _check_alike("outs", outs or [])
+    for n, (weight, scale, half) in enumerate(zip(weights, scales, halves, strict=True)):
         _check_blocks(n, weight, blocks_of(scale, half))
-        _check_out(n, weight, scale, out)
+        _check_scale(n, weight, scale)
+        if outs is not None:
+            _check_out(n, weight, outs[n])
         if packed is not None:
             _check_packed(n, weight, packed[n])
     if not weights:
         return torch.empty(0, 2, dtype=torch.int64)
     return _functions(weights).ternarise(weights, scales, outs, halves, packed)
+
+
+@torch.no_grad()
+def unpack(kept: Tensor, scales: Tensor, out: Tensor, halves: int = 1) -> None:
+    """Write code times scale of each weight to `out`.
+
+    Args:
+        kept: codes: [..., o, ceil(i / 4)] uint8, four a byte (`packed_codes`), or [..., o, i] float8 e4m3.
+        scales: [..., R, C] float32.
+        out: [..., o, i] of a floating dtype, contiguous.
+        halves: 2 for two matrices above each other that share scales, else 1.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit.
+    """
+    _check_alike("outs", [out])
+    _check_blocks(0, out, blocks_of(scales, halves))
+    if scales.dtype is not torch.float32 or scales.shape[:-2] != out.shape[:-2] or not out.is_contiguous():
+        raise ValueError(f"out must be contiguous, and scales {list(scales.shape)} float32 of as many matrices")
+    if kept.dtype is torch.uint8:
+        _check_packed(0, out, kept)
+    elif kept.dtype is not torch.float8_e4m3fn or kept.shape != out.shape or not kept.is_contiguous():
+        raise ValueError(
+            f"codes must be contiguous {list(out.shape)} in float8_e4m3fn, or four a byte in uint8, not "
+            f"{list(kept.shape)} in {kept.dtype}"
+        )
+    _functions([out]).unpack(kept, scales, out, halves)
 
 
 def _functions(weights: Sequence[Tensor]) -> Functions:
@@ -137,7 +186,7 @@ def _check_blocks(n: int, weight: Tensor, blocks: Blocks) -> None:
         )
 
 
-def _check_out(n: int, weight: Tensor, scale: Tensor, out: Tensor) -> None:
+def _check_scale(n: int, weight: Tensor, scale: Tensor) -> None:
     wanted = torch.float64 if weight.dtype is torch.float64 else torch.float32
     if scale.shape[:-2] != weight.shape[:-2] or scale.dtype is not wanted or scale.device != weight.device:
         leading = ", ".join(map(str, [*weight.shape[:-2], "R", "C"]))
@@ -145,6 +194,9 @@ def _check_out(n: int, weight: Tensor, scale: Tensor, out: Tensor) -> None:
             f"scales {n} must be [{leading}] {wanted} on {weight.device}, not {list(scale.shape)} {scale.dtype} "
             f"on {scale.device}"
         )
+
+
+def _check_out(n: int, weight: Tensor, out: Tensor) -> None:
     wide = weight.dtype in (torch.float32, torch.float64) and out.itemsize <= weight.itemsize
     fits = out.dtype is weight.dtype or wide
     if out.shape != weight.shape or out.device != weight.device or not out.is_contiguous() or not fits:

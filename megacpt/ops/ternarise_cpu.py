@@ -50,7 +50,9 @@ class CompiledTernary:
         self._sums, self._ternarise = functions.megacpt_block_abs_sums, functions.megacpt_ternarise
         self._sums.argtypes = [c_void_p, *[c_int] * 4]
         self._ternarise.argtypes = [c_void_p, *[c_int] * 3, c_void_p, c_int, c_int]
-        self._sums.restype = self._ternarise.restype = None
+        self._unpack = functions.megacpt_unpack_ternary
+        self._unpack.argtypes = [c_void_p, *[c_int] * 4]
+        self._sums.restype = self._ternarise.restype = self._unpack.restype = None
 
     def block_abs_sums(self, weights: Sequence[Tensor], blocks: Sequence[Blocks]) -> list[Tensor]:
         """See `megacpt.ops.ternarise.block_abs_sums`."""
@@ -69,7 +71,7 @@ class CompiledTernary:
         self,
         weights: Sequence[Tensor],
         scales: Sequence[Tensor],
-        outs: Sequence[Tensor],
+        outs: Sequence[Tensor] | None,
         halves: Sequence[int],
         packed: Sequence[Tensor] | None,
     ) -> Tensor:
@@ -77,10 +79,17 @@ class CompiledTernary:
         kept, listed = quantised(weights, scales, outs, halves, packed)
         counts = torch.empty(len(listed), 2, dtype=torch.int64)
         self._ternarise(
-            listed, len(listed), FORMATS[kept[0].dtype], FORMATS[outs[0].dtype], counts.data_ptr(),
+            listed, len(listed), *formats(kept, outs), counts.data_ptr(),
             torch.get_num_threads(), self._isa,
         )  # fmt: skip
         return counts
+
+    def unpack(self, kept: Tensor, scales: Tensor, out: Tensor, halves: int) -> None:
+        """See `megacpt.ops.ternarise.unpack`."""
+        scales = scales.contiguous()
+        listed = array([matrix(out, blocks_of(scales, halves), scales=scales, out=out, packed=kept)])
+        bytes_each = kept.dtype is not torch.uint8
+        self._unpack(listed, bytes_each, FORMATS[out.dtype], torch.get_num_threads(), self._isa)
 
 
 def sum_buffers(weights: Sequence[Tensor], blocks: Sequence[Blocks]) -> tuple[list[Tensor], list[Tensor]]:
@@ -95,7 +104,7 @@ def sum_buffers(weights: Sequence[Tensor], blocks: Sequence[Blocks]) -> tuple[li
 def quantised(
     weights: Sequence[Tensor],
     scales: Sequence[Tensor],
-    outs: Sequence[Tensor],
+    outs: Sequence[Tensor] | None,
     halves: Sequence[int],
     packed: Sequence[Tensor] | None,
 ) -> tuple[list[Tensor], Array[Matrix]]:
@@ -105,8 +114,13 @@ def quantised(
         kept += [weight.contiguous(), scale.contiguous()]
         blocks = blocks_of(scale, halves[n])
         codes = None if packed is None else packed[n]
-        listed.append(matrix(kept[-2], blocks, scales=kept[-1], out=outs[n], packed=codes))
+        listed.append(matrix(kept[-2], blocks, scales=kept[-1], out=None if outs is None else outs[n], packed=codes))
     return kept, array(listed)
+
+
+def formats(weights: Sequence[Tensor], outs: Sequence[Tensor] | None) -> tuple[int, int]:
+    """The numbers of the formats of weights and values; without values the latter says nothing."""
+    return FORMATS[weights[0].dtype], FORMATS[(weights if outs is None else outs)[0].dtype]
 
 
 def array(listed: Sequence[Matrix]) -> Array[Matrix]:

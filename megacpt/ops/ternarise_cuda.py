@@ -13,9 +13,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from megacpt.ops import ternarise_reference
 from megacpt.ops.native_cuda import current_stream, launched, library
 from megacpt.ops.tensors import FORMATS
-from megacpt.ops.ternarise_cpu import array, matrix, quantised, sum_buffers
+from megacpt.ops.ternarise_cpu import array, formats, matrix, quantised, sum_buffers
 from megacpt.ops.ternarise_reference import Blocks
 
 
@@ -49,18 +50,33 @@ class CudaTernary:
         self,
         weights: Sequence[Tensor],
         scales: Sequence[Tensor],
-        outs: Sequence[Tensor],
+        outs: Sequence[Tensor] | None,
         halves: Sequence[int],
         packed: Sequence[Tensor] | None,
     ) -> Tensor:
         """See `megacpt.ops.ternarise.ternarise`."""
+        if outs is None:
+            return self._codes_alone(weights, scales, halves, packed or [])
         kept, listed = quantised(weights, scales, outs, halves, packed)
         device = weights[0].device
         counts = torch.zeros(len(listed), 2, dtype=torch.int64, device=device)
-        formats = FORMATS[kept[0].dtype], FORMATS[outs[0].dtype]
         with launched(device) as check:
-            check(self._ternarise(listed, len(listed), *formats, counts.data_ptr(), self._stream(device)))
+            check(self._ternarise(listed, len(listed), *formats(kept, outs), counts.data_ptr(), self._stream(device)))
         return counts
+
+    def unpack(self, kept: Tensor, scales: Tensor, out: Tensor, halves: int) -> None:
+        """See `megacpt.ops.ternarise.unpack`: torch's gather from a table of codes."""
+        ternarise_reference.unpack(kept, scales, out, halves)
+
+    def _codes_alone(
+        self, weights: Sequence[Tensor], scales: Sequence[Tensor], halves: Sequence[int], packed: Sequence[Tensor]
+    ) -> Tensor:
+        """The values of one matrix at a time go to memory that is freed again: the kernel always writes them."""
+        counts = []
+        for weight, scale, half, codes in zip(weights, scales, halves, packed, strict=True):
+            values = torch.zeros_like(weight, memory_format=torch.contiguous_format)
+            counts.append(self.ternarise([weight], [scale], [values], [half], [codes]))
+        return torch.cat(counts)
 
 
 @cache

@@ -17,6 +17,7 @@ joined in halves (0 with 64, then 0 with 32, ...), and the rows of a block are s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -53,24 +54,32 @@ def block_abs_sums(weights: Sequence[Tensor], blocks: Sequence[Blocks]) -> list[
 def ternarise(
     weights: Sequence[Tensor],
     scales: Sequence[Tensor],
-    outs: Sequence[Tensor],
+    outs: Sequence[Tensor] | None,
     halves: Sequence[int],
     packed: Sequence[Tensor] | None,
 ) -> Tensor:
     """See `megacpt.ops.ternarise.ternarise`."""
     counts = []
-    for n, (weight, scale, out) in enumerate(zip(weights, scales, outs, strict=True)):
+    for n, (weight, scale) in enumerate(zip(weights, scales, strict=True)):
         wide = weight.detach() if weight.dtype is torch.float64 else weight.detach().float()
         by_block = _by_block(wide, blocks_of(scale, halves[n]))
         of_block = scale.to(wide.dtype)[..., None, :, None, :, None]
         rounded = (by_block / of_block).clamp(-1, 1).round()
-        values = (rounded * of_block + 0.0).reshape(weight.shape)
         codes = signs(rounded).view(weight.shape)
-        counts.append(torch.stack(((codes == 0).sum(), (codes != signs(out)).sum())))
-        out.copy_(values)
+        former = 0 if outs is None else signs(outs[n])
+        counts.append(torch.stack(((codes == 0).sum(), (codes != former).sum())))
+        if outs is not None:
+            outs[n].copy_((rounded * of_block + 0.0).reshape(weight.shape))
         if packed is not None:
             packed[n].copy_(packed_codes(codes))
     return torch.stack(counts) if counts else torch.empty(0, 2, dtype=torch.int64)
+
+
+def joined_rows(rows: Tensor, blocks: Blocks) -> Tensor:
+    """See `megacpt.ops.ternarise.joined_rows`."""
+    view = rows.unflatten(-2, (blocks.halves, blocks.rows, -1))
+    by_block = view.movedim(-4, -3).flatten(-3, -2)  # [..., R, halves * rows, C]
+    return by_block.squeeze(-2) if by_block.shape[-2] == 1 else _in_lanes(by_block.transpose(-1, -2))
 
 
 def signs(values: Tensor) -> Tensor:
@@ -87,8 +96,34 @@ def packed_codes(codes: Tensor) -> Tensor:
     Returns:
         [..., ceil(i / 4)] uint8.
     """
-    stored: Tensor = (F.pad(codes, (0, -codes.shape[-1] % 4)) + 1).to(torch.uint8).unflatten(-1, (-1, 4))
-    return stored[..., 0] | stored[..., 1] << 2 | stored[..., 2] << 4 | stored[..., 3] << 6
+    fours = (F.pad(codes, (0, -codes.shape[-1] % 4)) + 1).contiguous().view(torch.int32)  # a byte for each of the four
+    return (fours | fours >> 6 | fours >> 12 | fours >> 18).bitwise_and_(255).to(torch.uint8)
+
+
+def kept_codes(kept: Tensor, width: int) -> Tensor:
+    """The codes [..., i] int8 of what is kept of them: see `megacpt.ops.ternarise.unpack`; `width` is i."""
+    table = _table(kept.device, kept.dtype)
+    found = table.index_select(0, kept.view(torch.uint8).flatten().int()).view(torch.int8)
+    codes: Tensor = found.view(*kept.shape[:-1], -1 if found.numel() else width)[..., :width]
+    return codes.contiguous()
+
+
+@cache
+def _table(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The code of each float8 e4m3 byte, [256] int8; or the four of each byte of four, as they lie in an int32."""
+    byte = torch.arange(256)
+    if dtype is torch.uint8:
+        fours = torch.stack([(byte >> (2 * place) & 3) - 1 for place in range(4)], -1)
+        return fours.to(torch.int8).view(torch.int32).flatten().to(device)
+    values = byte.to(torch.uint8).view(dtype).float().nan_to_num(0.0)
+    return values.clamp(-127, 127).to(torch.int8).to(device)
+
+
+def unpack(kept: Tensor, scales: Tensor, out: Tensor, halves: int) -> None:
+    """See `megacpt.ops.ternarise.unpack`."""
+    blocks = blocks_of(scales, halves)
+    of_block = scales.to(torch.promote_types(out.dtype, torch.float32))[..., None, :, None, :, None]
+    torch.mul(_by_block(kept_codes(kept, out.shape[-1]), blocks), of_block, out=_by_block(out, blocks))
 
 
 def _by_block(weight: Tensor, blocks: Blocks) -> Tensor:
@@ -99,8 +134,7 @@ def _by_block(weight: Tensor, blocks: Blocks) -> Tensor:
 
 def _abs_sums(weight: Tensor, blocks: Blocks) -> Tensor:
     rows = _in_lanes(_by_block(weight, blocks).double().abs())  # [..., halves, R, rows, C]
-    rows = rows.movedim(-4, -3).flatten(-3, -2)  # [..., R, halves * rows, C]
-    return _in_lanes(rows.transpose(-1, -2))
+    return joined_rows(rows.flatten(-4, -2), blocks)
 
 
 def _in_lanes(values: Tensor) -> Tensor:

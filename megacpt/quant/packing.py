@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megacpt.ops.ternarise_reference import kept_codes, packed_codes
+
 _GROUP = 8  # codes of any number of bits fill whole bytes in groups of so many
 
 
@@ -26,17 +28,20 @@ def pack_trits4(codes: Tensor) -> Tensor:
     Returns:
         [.., ceil(n / 4)] uint8.
     """
-    digits = _digits(codes, 4)
-    packed = digits[..., 0].clone()
-    for place in range(1, 4):
-        packed |= digits[..., place] << (2 * place)
-    return packed
+    return packed_codes(codes)
 
 
 def unpack_trits4(packed: Tensor, n: int) -> Tensor:
     """Return the n codes of each row that `pack_trits4` packed, [.., n] int8."""
-    places = [(packed >> (2 * place)) & 3 for place in range(4)]
-    return _codes(places, n)
+    return kept_codes(packed, n)
+
+
+def changed_trits4(packed: Tensor, other: Tensor) -> Tensor:
+    """Count the codes that differ between two of what `pack_trits4` gave, [] int64."""
+    bits = packed ^ other
+    ones = (bits | bits >> 1) & 0b01010101  # one for each code that differs; then sums of two, and of four
+    twos = (ones & 0b00110011) + (ones >> 2 & 0b00110011)
+    return ((twos + (twos >> 4)) & 0b1111).sum()
 
 
 def pack_trits5(codes: Tensor) -> Tensor:

@@ -30,16 +30,17 @@ class Cache:
         model: the network.
         capacity: the most tokens that it will hold.
         device: where.
+        dtype: of what it holds.
 
     Attributes:
-        keys: [layers, g, capacity, d] float32.
+        keys: [layers, g, capacity, d].
         values: the same.
         length: tokens read so far.
     """
 
-    def __init__(self, model: ModelConfig, capacity: int, device: torch.device) -> None:
+    def __init__(self, model: ModelConfig, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
         shape = (model.layers, model.kv_heads, capacity, model.head_dim)
-        self.keys, self.values = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+        self.keys, self.values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
         self.length = 0
 
     @property
@@ -54,8 +55,9 @@ class Decoder:
     Args:
         source: its configuration and weights.
         activations: of the packed layers: ``float`` multiplies activations as they are, ``int8`` rounds them to 8 bits
-            first, which is faster.
+            first, which is faster on the CPU, ``fp8`` to float8 as in training.
         device: where it computes.
+        dtype: of activations, keys and values: float32, or the bfloat16 that CUDA's kernels take.
         native: compute single tokens by the compiled step, where there is one; else all by torch's operations.
 
     Raises:
@@ -68,17 +70,19 @@ class Decoder:
         source: Source,
         activations: Activations = "float",
         device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
         native: bool = True,
     ) -> None:
         self.model = model = source.model
         self.activations = activations
         self.device = device or torch.device("cpu")
-        loader = Loader(source, activations, self.device)
+        self.dtype = dtype
+        loader = Loader(source, activations, self.device, dtype)
         self.embedding = loader.matrix(EMBEDDING, model.hidden)
         self.layers = [loader.layer(index) for index in range(model.layers)]
         self.final_norm = loader.vector(FINAL_NORM, model.hidden)
         if model.tied_embeddings:
-            self.head = dense_linear(self.embedding)
+            self.head = dense_linear(self.embedding, dtype)
         else:
             self.head = loader.linear([HEAD], [len(self.embedding)], model.hidden)
         self.rotary = Rotary(model, model.max_seq_length, self.device)
@@ -86,7 +90,8 @@ class Decoder:
 
     def cache(self, capacity: int | None = None) -> Cache:
         """An empty cache for a sequence of `capacity` tokens; by default the longest of the model."""
-        return Cache(self.model, min(capacity or self.model.max_seq_length, self.model.max_seq_length), self.device)
+        longest = self.model.max_seq_length
+        return Cache(self.model, min(capacity or longest, longest), self.device, self.dtype)
 
     def feed(self, tokens: Sequence[int], cache: Cache) -> Tensor:
         """Read further tokens of the sequence in `cache`; the logits after the last, [V] float32.
@@ -109,13 +114,13 @@ class Decoder:
             ConfigError: they do not fit into the cache.
         """
         self._check_room(len(tokens), cache)
-        x = F.embedding(torch.tensor(tokens, device=self.device), self.embedding).float()
+        x = F.embedding(torch.tensor(tokens, device=self.device), self.embedding).to(self.dtype)
         for index, layer in enumerate(self.layers):
             x = self._attend(layer, x, cache.keys[index], cache.values[index], cache.length)
             gate, up = layer.gate_up(self._norm(x, layer.mlp_norm)).chunk(2, -1)
             x = x + layer.down(F.silu(gate) * up)
         cache.length += len(tokens)
-        return self.head(self._norm(x[-1:] if last else x, self.final_norm))
+        return self.head(self._norm(x[-1:] if last else x, self.final_norm)).float()
 
     def _check_room(self, count: int, cache: Cache) -> None:
         end = cache.length + count

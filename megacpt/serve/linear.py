@@ -1,6 +1,6 @@
 """Linear layers of a model that is only run: packed, in half precision, or dense.
 
-Each takes [T, i] float32 and gives [T, o] float32.
+Each takes [T, i] and gives [T, o], in float32 on the CPU and in bfloat16 on CUDA.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class PackedLinear:
 
     Attributes:
         matrix: the kernel's form of the matrix.
-        activations: whether `x` is multiplied as it is or rounded to 8 bits first.
-        bias: [o], if there is one.
+        activations: whether `x` is multiplied as it is or rounded first.
+        bias: [o] of the dtype of `x`, if there is one.
     """
 
     matrix: PackedMatrix
@@ -41,7 +41,7 @@ class PackedLinear:
 
 @dataclass(frozen=True)
 class HalfLinear:
-    """A matrix in bfloat16 or float16, multiplied in float32.
+    """A matrix in bfloat16 or float16, for activations in float32.
 
     Attributes:
         weight: [o, i].
@@ -59,7 +59,7 @@ class HalfLinear:
 
 @dataclass(frozen=True)
 class DenseLinear:
-    """A matrix in float32.
+    """A matrix in the dtype of its activations, for torch's own product.
 
     Attributes:
         weight: [o, i].
@@ -77,22 +77,30 @@ class DenseLinear:
 Linear = PackedLinear | HalfLinear | DenseLinear
 
 
-def dense_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
-    """The layer of a matrix that was not quantised, in the dtype that it is stored in."""
-    if weight.dtype in HALF:
+def dense_linear(weight: Tensor, dtype: torch.dtype, bias: Tensor | None = None) -> Linear:
+    """The layer of a matrix that was not quantised, for activations of `dtype`.
+
+    For float32 it stays in 16 bits if it is stored so. For bfloat16 torch's own product reads no more than 16 bits a
+    weight, and there is no other kernel.
+    """
+    if dtype is torch.float32 and weight.dtype in HALF:
         return HalfLinear(weight, bias)
-    return DenseLinear(weight.float(), bias)
+    return DenseLinear(weight.to(dtype), bias)
 
 
 def quantised_linear(
-    parts: Sequence[Quantised], activations: Activations, device: torch.device, bias: Tensor | None = None
+    parts: Sequence[Quantised],
+    activations: Activations,
+    device: torch.device,
+    dtype: torch.dtype,
+    bias: Tensor | None = None,
 ) -> Linear:
-    """One layer of quantised matrices below each other: their outputs side by side.
+    """One layer of quantised matrices below each other, for activations of `dtype`: their outputs side by side.
 
-    Codes of more than two bits, and those behind a transform, have no packed product and become float32.
+    Codes of more than two bits, and those behind a transform, have no packed product and become dense.
     """
     if any(part.transform != 1 or int(part.codes.abs().max()) > 1 for part in parts):
-        return DenseLinear(torch.cat([part.dense() for part in parts]).to(device), bias)
+        return DenseLinear(torch.cat([part.dense(dtype) for part in parts]).to(device), bias)
     codes = torch.cat([part.codes for part in parts])
     scales = torch.cat([part.scales.repeat_interleave(len(part.codes) // len(part.scales), 0) for part in parts])
     return PackedLinear(pack_matrix(codes.to(device), scales.to(device)), activations, bias)

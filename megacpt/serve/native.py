@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+import torch
+
 from megacpt.errors import SetupError
 from megacpt.ops.decode_cpu import DecodeLayer, DecodeMatrix, DecodeSizes, DecodeStep
 from megacpt.ops.dispatch import kernel_mode
@@ -24,7 +26,7 @@ def native_step(decoder: Decoder) -> DecodeStep | None:
         SetupError: `MEGACPT_KERNELS` asks for kernels that can't be had.
     """
     mode = kernel_mode()
-    if mode == "reference" or decoder.device.type != "cpu":
+    if mode == "reference" or decoder.device.type != "cpu" or decoder.dtype is not torch.float32:
         return None
     try:
         return decode_step(decoder)
@@ -39,8 +41,10 @@ def decode_step(decoder: Decoder, isa: int | None = None) -> DecodeStep:
     """The compiled step of a decoder; `isa` is that of `DecodeStep`.
 
     Raises:
-        SetupError: the kernels can't be had; says why.
+        SetupError: the kernels can't be had, or do not compute this; says why.
     """
+    if decoder.activations == "fp8":
+        raise SetupError("the compiled step has no activations in fp8; torch's operations, with packed products, do")
     model = decoder.model
     sizes = DecodeSizes(
         hidden=model.hidden,

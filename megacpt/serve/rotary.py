@@ -37,10 +37,10 @@ class Rotary:
         self.sines = torch.cat((-angles.sin(), angles.sin()), 1).to(device)
 
     def __call__(self, x: Tensor, start: int) -> Tensor:
-        """Rotate [T, heads, d], whose first row stands at position `start`."""
+        """Rotate [T, heads, d], whose first row stands at position `start`, in float32; of the dtype of x."""
         end = start + x.shape[0]
         cosines, sines = self.cosines[start:end, None], self.sines[start:end, None]
         turned = x[..., : self.dims]
         first, second = turned.chunk(2, -1)
-        rotated = turned * cosines + torch.cat((second, first), -1) * sines
+        rotated = (turned * cosines + torch.cat((second, first), -1) * sines).to(x.dtype)
         return rotated if self.dims == x.shape[-1] else torch.cat((rotated, x[..., self.dims :]), -1)

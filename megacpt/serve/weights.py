@@ -71,25 +71,28 @@ class Loader:
         source: where they come from.
         activations: of the packed layers.
         device: where they go.
+        dtype: of all activations.
 
     Raises:
         ConfigError: the network is one that this decoder does not run.
     """
 
-    def __init__(self, source: Source, activations: Activations, device: torch.device) -> None:
+    def __init__(self, source: Source, activations: Activations, device: torch.device, dtype: torch.dtype) -> None:
         check_runs(source.model)
-        self._source, self._activations, self._device = source, activations, device
+        self._source, self._activations = source, activations
+        self._device, self._dtype = device, dtype
         self._names = set(source.names())
 
     def vector(self, name: str, size: int) -> Tensor:
-        """A norm's weight or a bias, [size] float32."""
-        found = self._get(name).float().to(self._device)
+        """A norm's weight or a bias, [size] in the dtype of the activations."""
+        found = self._get(name).to(self._device, self._dtype)
         self._check(name, found.shape, (size,))
         return found
 
     def matrix(self, name: str, columns: int) -> Tensor:
-        """A matrix that is stored as it is, [o, columns], in its own dtype."""
-        found = self._get(name).to(self._device)
+        """A matrix that is stored as it is, [o, columns], in its own dtype; in that of activations of 16 bits."""
+        found = self._get(name)
+        found = found.to(self._device, found.dtype if self._dtype is torch.float32 else self._dtype)
         self._check(name, found.shape, (found.shape[0], columns))
         return found
 
@@ -103,11 +106,11 @@ class Loader:
             matrices = [self.matrix(name, columns) for name in names]
             for name, matrix, size in zip(names, matrices, rows, strict=True):
                 self._check(name, matrix.shape, (size, columns))
-            return dense_linear(torch.cat(matrices), bias)
+            return dense_linear(torch.cat(matrices), self._dtype, bias)
         parts = [self._source.quantised(name) for name in names]
         for name, part, size in zip(names, parts, rows, strict=True):
             self._check(name, part.codes.shape, (size, columns))
-        return quantised_linear(parts, self._activations, self._device, bias)
+        return quantised_linear(parts, self._activations, self._device, self._dtype, bias)
 
     def layer(self, index: int) -> Layer:
         """The weights of layer `index`."""

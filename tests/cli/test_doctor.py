@@ -24,10 +24,14 @@ def test_report(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_kernels_and_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEGACPT_KERNELS", "native")
-    assert found(doctor.operations())["cross_entropy cpu float32"].found == "native (cpu)"
+    native = found(doctor.operations())
+    for name in ("cross_entropy cpu float32", "packed linear cpu float32", "decode step cpu float32"):
+        assert native[name].found == "native (cpu)"
     monkeypatch.setenv("MEGACPT_KERNELS", "reference")
     finding = found(doctor.operations())["cross_entropy cpu bfloat16"]
     assert (finding.found, finding.remark) == ("reference (torch)", "MEGACPT_KERNELS=reference")
+    finding = found(doctor.operations())["decode step cpu float32"]
+    assert (finding.found, finding.remark) == ("operations of torch", "MEGACPT_KERNELS=reference")
 
 
 def test_mistakes_in_the_environment_are_findings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ NEEDS = {
     "model.quantise.scale.scope=group": ["model.quantise.scale.group=16"],
     "model.quantise.scale.shards": ["model.quantise.scale.scope=shard"],
     "model.quantise.scale.group": ["model.quantise.scale.scope=group", "model.ffn=384"],
+    "parallel.gather=2bit": ["parallel.distributed_optimizer=true", "model.quantise.grid=ternary"],
     "stage.controller.": ["stage.controller={}", "evaluate.streams={old: data/old}"],
     f"stage.phases.{ITEM}": ["stage.phases=[{after: 50%, replay: 5%}]"],
     f"stage.mixture.{ANY}.select": ["stage.mixture.english.epochs=2"],

@@ -143,6 +143,32 @@ def test_caches(quantise: dict[str, Any], cache: str, message: str | None) -> No
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("quantise", "distributed", "message"),
+    [
+        ({"grid": "ternary"}, True, None),
+        ({"grid": "ternary", "scale": {"scope": "group", "group": 8}}, True, None),
+        ({"grid": "ternary"}, False, "parallel.gather: 2bit: only a distributed optimizer gathers weights: take full"),
+        (None, True, "parallel.gather: 2bit is for ternary matrices, and model.quantise is not given: take full"),
+        ({"grid": "binary"}, True, "2bit is for the grid ternary, and model.quantise.grid is binary: take full"),
+        (
+            {"grid": "ternary", "scale": {"scope": "group", "group": 4}},
+            True,
+            "which with a model.quantise.scale.group of 4 is more than the weights: take full, or groups of at least 5",
+        ),
+    ],
+)
+def test_what_may_be_gathered(quantise: dict[str, Any] | None, distributed: bool, message: str | None) -> None:
+    parallel = {"distributed_optimizer": distributed, "gather": "2bit"}
+    mapping = {**plain_run(), "model": {**SIZES, "quantise": quantise}, "parallel": parallel}
+    if message is None:
+        assert run_from_mapping(mapping).parallel.gather == "2bit"
+        return
+    with pytest.raises(ConfigError) as caught:
+        run_from_mapping(mapping)
+    assert message in str(caught.value)
+
+
 def test_a_stage_may_quantise_what_was_float() -> None:
     ternary = _model({"grid": "ternary"})
     assert list(model_problems(load_model(SIZES), ternary)) == []

@@ -100,9 +100,10 @@ def test_the_command_counts_a_name_a_checkpoint_and_a_folder(ternary: Path, tmp_
     assert "2.0000" not in counted.out
     assert command("convert", "pack", ternary, "--out", "packed", folder=tmp_path).status == 0
     assert command("convert", "bits", "packed", folder=tmp_path).status == 0
-    wrong = command("convert", "bits", "packed", "--ternary", "2", folder=tmp_path)
-    assert wrong.status == 2
-    assert "a packed folder stores what it stores" in wrong.err
+    for option in ("--ternary", "--plain"):
+        wrong = command("convert", "bits", "packed", option, "2", folder=tmp_path)
+        assert wrong.status == 2
+        assert f"{option} is for checkpoints and models: a packed folder stores what it stores" in wrong.err
     unknown = command("convert", "bits", "spectra-floatlm-98m", folder=tmp_path)
     assert unknown.status == 2
     assert "did you mean 'spectra-floatlm-99m'" in unknown.err

@@ -121,7 +121,7 @@ def test_a_sentencepiece_model_goes_along(pools: Pools, tmp_path: Path) -> None:
         ({"rope": {"share": 0.25}}, "model.rope.share: a Llama rotates all dimensions of a head, not 0.25"),
         ({"qkv_bias": True}, "model.qkv_bias: a Llama with biases"),
         ({"activation": "gelu"}, "model.activation: gelu has no gate"),
-        ({"moe": {"experts": 4, "top_k": 1}}, "model.moe: a Llama has no experts"),
+        ({"moe": {"experts": 4, "top_k": 1}}, "the matrices of a Llama, which has no experts"),
     ],
 )
 def test_what_is_no_llama_is_refused_by_name(changes: dict[str, Any], says: str) -> None:

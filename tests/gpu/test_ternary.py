@@ -10,6 +10,9 @@ from megacpt.ops import packed_linear_reference, ternarise_reference
 from megacpt.ops.native_cuda import LIBRARY
 from megacpt.ops.packed_matrix import PackedMatrix, pack_matrix
 from megacpt.ops.ternarise_reference import Blocks
+from megacpt.serve.decoder import Decoder
+from megacpt.serve.linear import Activations, PackedLinear
+from tests.serve.llama import MadeUp, model_config, reference
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
@@ -80,12 +83,25 @@ def test_products_agree_with_the_definition(tokens: int, o: int, i: int, rows: i
 @pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9), reason="needs products of float8"
 )
-def test_float8_rounds_activations_alone() -> None:
+@pytest.mark.parametrize("tokens", [48, 300])
+def test_float8_rounds_activations_alone(tokens: int) -> None:
     from megacpt.ops import packed_linear_cuda
 
-    x, matrix = draw(48, 512, 1024, 512, 1)
-    largest = x.abs().amax(1, keepdim=True).float()
-    rounded = (x.float() * (448 / largest)).to(torch.float8_e4m3fn).double() * largest / 448
-    found = packed_linear_cuda.load().float8_linear(x, matrix).double()
-    wanted = packed_linear_reference.packed_linear(rounded, matrix, "float")
+    x, matrix = draw(tokens, 512, 1024, 512, 1)
+    found = packed_linear_cuda.load().packed_linear(x, matrix, "fp8").double()
+    wanted = packed_linear_reference.packed_linear(x.double(), matrix, "fp8")
     torch.testing.assert_close(found, wanted, atol=float(wanted.abs().mean()) * 2e-2, rtol=2.0**-7)
+
+
+@pytest.mark.parametrize("activations", ["float", "fp8"])
+def test_a_decoder_on_the_gpu_gives_the_logits_of_a_plain_llama(activations: Activations) -> None:
+    source = MadeUp(model_config(hidden=128, ffn=256, qk_norm=True), stored=torch.bfloat16)
+    decoder = Decoder(source, activations, torch.device("cuda"), torch.bfloat16)
+    layer = decoder.layers[0].down
+    assert isinstance(layer, PackedLinear)
+    assert layer.matrix.tiled
+    tokens = list(range(40))
+    wanted, cache = reference(source, tokens), decoder.cache()
+    found = [decoder.feed(tokens[:20], cache), *(decoder.feed([token], cache) for token in tokens[20:])]
+    error = (torch.stack(found).cpu().double() - wanted[19:]).abs().max() / wanted.abs().max()
+    assert error < (0.05 if activations == "float" else 0.15)

@@ -52,6 +52,7 @@ def test_experts_are_their_definition(pools: Pools, name: str) -> None:
         {"recompute": "full", "batch": {"microbatch": 1}},
         {"quantised_cache": "2bit"},
         {"precision": "bfloat16", "parallel": {"distributed_optimizer": True}},
+        {"parallel": {"distributed_optimizer": True, "gather": "2bit"}},
         {"model": {"moe": {"experts": 4}}},
     ],
 )

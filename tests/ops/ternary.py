@@ -29,6 +29,12 @@ class TernaryList:
         halves = [at.halves for at in self.blocks]
         return [functions.ternarise(self.weights, self.scales, outs, halves, packed), *outs, *packed]
 
+    def packed_alone(self, functions: Functions) -> list[Tensor]:
+        """Return the counts and the packed codes that an implementation gives where no values are wanted."""
+        packed = [torch.full((*w.shape[:-1], -(-w.shape[-1] // 4)), 255, dtype=torch.uint8) for w in self.weights]
+        halves = [at.halves for at in self.blocks]
+        return [functions.ternarise(self.weights, self.scales, None, halves, packed), *packed]
+
 
 @st.composite
 def ternary_lists(draw: st.DrawFn, most: int = 6) -> TernaryList:

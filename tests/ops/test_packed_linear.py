@@ -13,8 +13,9 @@ from torch import Tensor
 
 from megacpt.ops import packed_linear_cpu, packed_linear_reference
 from megacpt.ops.native import library
-from megacpt.ops.packed_linear import PACKED_LINEAR, Activations, PackedMatrix, pack_matrix, packed_linear
+from megacpt.ops.packed_linear import PACKED_LINEAR, Activations, pack_matrix, packed_linear
 from megacpt.ops.packed_linear_reference import round_activations
+from megacpt.quant.activations import round_tokens
 
 VARIANTS = range(packed_linear_cpu.best_variant() + 1)
 MODES: tuple[Activations, ...] = ("float", "int8")
@@ -212,6 +213,20 @@ def test_float64_and_the_reference_by_choice(activations: Activations, monkeypat
     torch.testing.assert_close(packed_linear(x, packed, activations), native, atol=1e-4, rtol=1e-5)
 
 
+@settings(max_examples=30, deadline=None)
+@given(matrix=matrices(), seed=st.integers(0, 2**32), dtype=st.sampled_from((torch.float32, torch.bfloat16)))
+def test_float8_is_the_rounding_of_training(matrix: tuple[Tensor, Tensor], seed: int, dtype: torch.dtype) -> None:
+    packed = pack_matrix(*matrix)
+    x = torch.randn(5, packed.i, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    x[3], x[4, 0] = 0, math.nan
+    found = packed_linear(x, packed, "fp8")
+    wanted = packed_linear(round_tokens(x.float(), "fp8").double(), packed)
+    torch.testing.assert_close(found.double(), wanted, equal_nan=True, rtol=2.0**-8, atol=1e-4)
+    assert not found[3].any()
+    defined = packed_linear_reference.packed_linear(x.float(), packed, "fp8")
+    torch.testing.assert_close(defined.double(), wanted, equal_nan=True, rtol=1e-5, atol=1e-4)
+
+
 def test_what_does_not_fit_is_said() -> None:
     codes, one = torch.zeros(6, 8, dtype=torch.int8), torch.ones(1, 1)
     packed = pack_matrix(codes, one)
@@ -227,8 +242,8 @@ def test_what_does_not_fit_is_said() -> None:
         pack_matrix(torch.full((1, 1), 2, dtype=torch.int8).expand(6, 8).tril(), one)
     with pytest.raises(ValueError, match=r"x must be \[T, 8\] and floating point"):
         packed_linear(torch.zeros(2, 9), packed)
-    with pytest.raises(ValueError, match="must be 'float' or 'int8', not 'fp8'"):
-        packed_linear(torch.zeros(2, 8), packed, "fp8")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="must be 'float', 'int8' or 'fp8', not 'fp4'"):
+        packed_linear(torch.zeros(2, 8), packed, "fp4")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="has no gradient and x requires one"):
         packed_linear(torch.zeros(2, 8, requires_grad=True), packed)
     with torch.no_grad():
@@ -237,8 +252,10 @@ def test_what_does_not_fit_is_said() -> None:
         packed_linear(torch.zeros(2, 8, device="meta"), packed)
 
 
-def test_a_matrix_moves_as_a_whole() -> None:
-    packed = pack_matrix(torch.zeros(6, 8, dtype=torch.int8), torch.ones(1, 2))
-    moved: PackedMatrix = packed.to("meta")
-    assert moved.device == moved.scales.device == torch.device("meta")
-    assert (moved.o, moved.i, moved.data.shape) == (6, 8, packed.data.shape)
+@settings(max_examples=40, deadline=None)
+@given(matrix=matrices(), tiled=st.sampled_from((None, False, True)))
+def test_both_layouts_hold_the_codes(matrix: tuple[Tensor, Tensor], tiled: bool | None) -> None:
+    packed = pack_matrix(*matrix, tiled)
+    assert packed.tiled == bool(tiled)  # in units on the CPU, where nothing else is asked for
+    assert torch.equal(packed.codes(), matrix[0])
+    assert (packed.o, packed.i) == tuple(matrix[0].shape)

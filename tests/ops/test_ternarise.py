@@ -13,8 +13,8 @@ from torch import Tensor
 
 from megacpt.ops import ternarise_cpu, ternarise_reference
 from megacpt.ops.native import INSTRUCTION_SETS, instruction_set, library
-from megacpt.ops.ternarise import block_abs_sums, ternarise
-from megacpt.ops.ternarise_reference import Blocks, packed_codes, signs
+from megacpt.ops.ternarise import block_abs_sums, joined_rows, ternarise, unpack
+from megacpt.ops.ternarise_reference import Blocks, signs
 from megacpt.quant.packing import pack_trits4, unpack_trits4
 from tests.ops.ternary import TernaryList, same_bits, ternary_lists
 
@@ -58,6 +58,52 @@ def test_kernels_agree_with_the_definition(kernel: ternarise_cpu.CompiledTernary
     (mine, *found), (theirs, *wanted) = (case.ternarised(functions) for functions in (kernel, ternarise_reference))
     assert torch.equal(mine, theirs)
     assert all(same_bits(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=ternary_lists())
+def test_codes_without_values_are_the_same_codes(kernel: ternarise_cpu.CompiledTernary, case: TernaryList) -> None:
+    wanted = case.ternarised(ternarise_reference)
+    for functions in (kernel, ternarise_reference):
+        counts, *packed = case.packed_alone(functions)
+        assert all(map(torch.equal, packed, wanted[1 + len(case.weights) :]))
+        assert torch.equal(counts[:, 0], wanted[0][:, 0])
+        assert counts.sum(1).tolist() == [weight.numel() for weight in case.weights]  # all that is not 0 is a flip
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=ternary_lists(), infinite=st.booleans())
+def test_codes_become_values(kernel: ternarise_cpu.CompiledTernary, case: TernaryList, infinite: bool) -> None:
+    for former, at, scales in zip(case.former, case.blocks, case.scales, strict=True):
+        if infinite:
+            scales[..., 0, 0] = math.inf
+        packed = pack_trits4(signs(former))
+        spread = scales[..., None, :, None, :, None]
+        view = (at.halves, at.rows, former.shape[-2] // (at.halves * at.rows), at.columns, -1)
+        codes = signs(former).view(*former.shape[:-2], *view)
+        wanted = (codes * spread).to(former.dtype).view(former.shape)
+        for kept in (packed, signs(former).to(torch.float8_e4m3fn)):
+            for functions in (kernel, ternarise_reference):
+                out = torch.full_like(former, 7.0)
+                functions.unpack(kept, scales, out, at.halves)
+                assert same_bits(out, wanted)
+
+
+def test_every_whole_number_that_float8_holds_becomes_a_value(kernel: ternarise_cpu.CompiledTernary) -> None:
+    codes = torch.arange(-16, 17, dtype=torch.int8)[None]
+    out, scale = torch.empty(1, 33), torch.tensor([[0.3]])
+    kernel.unpack(codes.to(torch.float8_e4m3fn), scale, out, 1)
+    assert torch.equal(out, codes * scale)
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=ternary_lists())
+def test_sums_of_blocks_can_be_made_of_those_of_rows(case: TernaryList) -> None:
+    wanted = block_abs_sums(case.weights, case.blocks)
+    for weight, at, sums in zip(case.weights, case.blocks, wanted, strict=True):
+        n = weight.shape[:-1].numel()
+        (rows,) = block_abs_sums([weight.reshape(n, -1)], [Blocks(n, at.columns)])
+        assert same_bits(joined_rows(rows.view(*weight.shape[:-1], at.columns), at), sums)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -132,7 +178,6 @@ def test_packed_codes_are_those_of_the_file_format(width: int) -> None:
     packed, out = torch.empty(5, -(-width // 4), dtype=torch.uint8), torch.zeros(5, width)
     ternarise([codes.float()], [torch.ones(1, 1)], [out], packed=[packed])
     assert torch.equal(packed, pack_trits4(codes))
-    assert torch.equal(packed, packed_codes(codes))
 
 
 def test_an_empty_list() -> None:
@@ -168,6 +213,25 @@ def _square(dtype: torch.dtype = torch.float32) -> Tensor:
 def test_what_does_not_fit_is_said(weight, scale, out, halves, packed, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ternarise([weight], [scale], [out], [halves], None if packed is None else [packed])
+
+
+def test_nothing_to_write_to_is_said() -> None:
+    with pytest.raises(ValueError, match="neither outs nor packed"):
+        ternarise([_square()], [torch.ones(1, 1)], None)
+
+
+@pytest.mark.parametrize(
+    ("kept", "scales", "out", "message"),
+    [
+        (torch.zeros(4, 2, dtype=torch.uint8), torch.ones(1, 1), _square(), r"packed 0 .* \[4, 1\] uint8"),
+        (torch.zeros(4, 4, dtype=torch.int8), torch.ones(1, 1), _square(), "float8_e4m3fn, or four a byte in uint8"),
+        (torch.zeros(4, 1, dtype=torch.uint8), torch.ones(3, 1), _square(), "3 x 1 blocks do not divide"),
+        (torch.zeros(4, 1, dtype=torch.uint8), torch.ones(1, 1).double(), _square(), "and scales"),
+    ],
+)
+def test_codes_that_do_not_fit_are_said(kept: Tensor, scales: Tensor, out: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        unpack(kept, scales, out)
 
 
 def test_blocks_that_do_not_fit_are_said() -> None:

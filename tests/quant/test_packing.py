@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megacpt.quant.packing import pack_bits, pack_trits4, pack_trits5, unpack_bits, unpack_trits4, unpack_trits5
+from megacpt.quant.packing import (
+    changed_trits4,
+    pack_bits,
+    pack_trits4,
+    pack_trits5,
+    unpack_bits,
+    unpack_trits4,
+    unpack_trits5,
+)
 
 Pack, Unpack = Callable[[Tensor], Tensor], Callable[[Tensor, int], Tensor]
 TRITS = pytest.mark.parametrize(
@@ -49,6 +57,14 @@ def test_rows_of_any_length_come_back(pack: Pack, unpack: Unpack, size: int, sha
     packed = pack(codes)
     assert packed.shape == (*shape[:-1], -(-shape[-1] // size))
     assert torch.equal(unpack(packed, shape[-1]), codes)
+
+
+@given(shape=st.tuples(st.integers(0, 3), st.integers(1, 5), st.integers(1, 40)), seed=st.integers(0, 2**32))
+def test_codes_that_differ_are_counted(shape: tuple[int, ...], seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    first, second = (torch.randint(-1, 2, shape, generator=draw, dtype=torch.int8) for _ in range(2))
+    assert changed_trits4(pack_trits4(first), pack_trits4(second)) == (first != second).sum()
+    assert changed_trits4(pack_trits4(first), pack_trits4(first)) == 0
 
 
 def test_what_fills_the_last_byte_counts_as_zero() -> None:

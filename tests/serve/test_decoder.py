@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megacpt.errors import CheckpointError, ConfigError
+from megacpt.ops.packed_linear import PackedMatrix, packed_linear
+from megacpt.quant.activations import round_tokens
 from megacpt.serve.decoder import Decoder
 from tests.serve.llama import MadeUp, model_config, reference
 
@@ -86,6 +88,32 @@ def test_rounding_activations_moves_logits_a_little() -> None:
     assert float((found - expected).abs().max()) > 1e-4
     cache = decoder.cache()
     close(torch.stack([decoder.feed([token], cache) for token in TOKENS]), expected, 0.05)
+
+
+@pytest.mark.parametrize("name", ["grouped queries", "qk_norm", "tied embeddings", "biases"])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+def test_activations_in_bfloat16_give_the_logits_to_its_precision(name: str, stored: torch.dtype) -> None:
+    source = MadeUp(model_config(**MODELS[name]), stored=stored, columns=2)
+    decoder = Decoder(source, dtype=torch.bfloat16)
+    expected, cache = reference(source, TOKENS), decoder.cache()
+    assert {decoder.embedding.dtype, cache.keys.dtype, decoder.final_norm.dtype} == {torch.bfloat16}
+    found = [*decoder.logits(TOKENS[:30], cache), *(decoder.feed([token], cache) for token in TOKENS[30:])]
+    assert all(logits.dtype is torch.float32 for logits in found)
+    close(torch.stack(found), expected, 0.04)
+
+
+def test_activations_in_float8_are_those_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = MadeUp(model_config())
+    decoder = Decoder(source, "fp8")
+    cache = decoder.cache()
+    found = [*decoder.logits(TOKENS[:40], cache), *(decoder.feed([token], cache) for token in TOKENS[40:])]
+
+    def rounded(x: torch.Tensor, matrix: PackedMatrix, _: str) -> torch.Tensor:
+        return packed_linear(round_tokens(x, "fp8"), matrix)
+
+    monkeypatch.setattr("megacpt.serve.linear.packed_linear", rounded)
+    close(torch.stack(found), decoder.logits(TOKENS, decoder.cache()), 1e-2)
+    close(torch.stack(found), reference(source, TOKENS), 0.2)
 
 
 def test_more_tokens_than_the_cache_holds_are_refused() -> None:

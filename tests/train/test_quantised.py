@@ -19,6 +19,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "alone": (1, {}),
     "tp2": (2, {"parallel": {"tensor": 2, "sequence": True}}),
     "dp2 distopt, 2bit": (2, {"parallel": {"distributed_optimizer": True}, "quantised_cache": "2bit"}),
+    "dp2, 2bit gathered": (2, {"parallel": {"distributed_optimizer": True, "gather": "2bit"}}),
 }
 
 
