@@ -15,13 +15,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megacpt.convert.families.features import ANY, reasons
 from megacpt.engine.protocol import Batch, StepReport
-from megacpt.model.rope import scale_frequencies
+from megacpt.errors import ConfigError
+from megacpt.model.rope import attention_factor, scale_frequencies
 
 if TYPE_CHECKING:
     from megacpt.config import ModelConfig, RunConfig
 
 _GATES: dict[str, Callable[[Tensor], Tensor]] = {"swiglu": F.silu, "geglu": F.gelu}
+_SWITCH = (False, True)
+_CHOICES: dict[str, tuple[object, ...]] = {
+    "activation": ("swiglu", "geglu", "gelu"),
+    "rope.share": (ANY,),
+    **dict.fromkeys(("qk_norm", "qkv_bias", "bias"), _SWITCH),
+}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -104,10 +112,16 @@ class PlainModel(nn.Module):
     Args:
         model: the network.
         padded_vocab: V.
+
+    Raises:
+        ConfigError: it is a network that is not written here.
     """
 
     def __init__(self, model: ModelConfig, padded_vocab: int) -> None:
         super().__init__()
+        found = list(reasons(model, "the plain model", _CHOICES))
+        if found:
+            raise ConfigError("\n".join(found))
         self.model = model
         self.embedding = nn.Embedding(padded_vocab, model.hidden)
         self.layers = nn.ModuleList(_Layer(model) for _ in range(model.layers))
@@ -121,9 +135,10 @@ class PlainModel(nn.Module):
         """Cosines and sines of the positions, [s, r], computed once."""
         if self._angles is None or self._angles[0].shape[0] != length:
             exponents = torch.arange(0, self.model.rotary_dim, 2, dtype=torch.float32) / self.model.rotary_dim
-            frequencies = scale_frequencies(self.model.rope.base**-exponents, self.model.rope.scaling)
+            frequencies = scale_frequencies(self.model.rope.base**-exponents, self.model.rope)
             angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies).repeat(1, 2)
-            self._angles = (angles.cos().to(like), angles.sin().to(like))
+            factor = attention_factor(self.model.rope.scaling)
+            self._angles = ((factor * angles.cos()).to(like), (factor * angles.sin()).to(like))
         return self._angles
 
     def forward(self, tokens: Tensor) -> Tensor:

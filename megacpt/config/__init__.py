@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from megacpt.config.checks import check, check_layout, check_streams
+from megacpt.config.latent import LatentConfig
 from megacpt.config.loading import dump, load_model, load_run, overlay, run_from_mapping
 from megacpt.config.mixture import (
     PhaseConfig,
@@ -13,7 +14,7 @@ from megacpt.config.mixture import (
     timeline,
     weights_over_time,
 )
-from megacpt.config.model import LinearScaling, Llama3Scaling, ModelConfig, RopeConfig, RopeScaling
+from megacpt.config.model import ModelConfig
 from megacpt.config.moe import (
     Balance,
     BiasBalance,
@@ -32,6 +33,7 @@ from megacpt.config.parts import (
 )
 from megacpt.config.quantise import QuantiseConfig, ScaleConfig
 from megacpt.config.quantities import Duration, Part, Rate, Share, Tokens
+from megacpt.config.rope import LinearScaling, Llama3Scaling, RopeConfig, RopeScaling, YarnScaling
 from megacpt.config.run import RunConfig
 from megacpt.config.schedule import (
     AnnealSchedule,
@@ -59,6 +61,7 @@ __all__ = [
     "Duration",
     "EvaluateConfig",
     "InfiniteSchedule",
+    "LatentConfig",
     "LinearScaling",
     "LinearSchedule",
     "Llama3Scaling",
@@ -91,6 +94,7 @@ __all__ = [
     "WeightedStream",
     "WsdSSchedule",
     "WsdSchedule",
+    "YarnScaling",
     "check",
     "check_layout",
     "check_streams",

@@ -78,6 +78,10 @@ def _tensor_rules(config: RunConfig, vocab: int | None) -> list[tuple[str, Calla
             lambda n: model.kv_heads % n == 0 or n % model.kv_heads == 0,
         ),
     ]
+    if model.qk_norm == "all_heads":
+        # Ranks that share a head of keys would count it more than once.
+        text = f"does not divide model.kv_heads ({model.kv_heads}), which model.qk_norm: all_heads needs"
+        rules.append((text, lambda n: model.kv_heads % n == 0))
     if not all(model.moe_layers):
         rules.append((f"does not divide model.ffn ({model.ffn})", lambda n: model.ffn % n == 0))
     shared = 0 if model.moe is None else model.moe.shared_ffn

@@ -19,7 +19,12 @@ REASONS = {
     "head_dim": _SHAPES,
     "vocab_size": _SHAPES,
     "vocab_multiple": _SHAPES,
+    "latent": _SHAPES,
     "qk_norm": _SHAPES,
+    "norm": _SHAPES,
+    "sub_norm": _SHAPES,
+    "norm_place": _NUMBERS,
+    "parallel_residual": _NUMBERS,
     "tied_embeddings": _SHAPES,
     "qkv_bias": _SHAPES,
     "bias": _SHAPES,
@@ -39,8 +44,8 @@ REASONS = {
     "moe.groups_kept": _NUMBERS,
 }
 """Keys of the model that are fixed for a lineage. Others may change with a stage: the label, the longest sequence, base
-and scaling of the rotary positions (which have no weights), what keeps experts in balance, how matrices are quantised
-(latent weights stay what they are), and `init_std`, which is for new weights alone."""
+and scaling of the rotary positions and the window (which have no weights), what keeps experts in balance, how matrices
+are quantised (latent weights stay what they are), and `init_std`, which is for new weights alone."""
 
 
 def model_problems(before: ModelConfig, after: ModelConfig, upcycle: Upcycle | None = None) -> Iterator[Problem]:

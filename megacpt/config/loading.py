@@ -49,12 +49,13 @@ def overlay(
     stage_file: str | Path | Mapping[str, Any],
     overrides: Sequence[str] = (),
     run: str | Path | None = None,
+    anew: Sequence[str] = (),
 ) -> RunConfig:
     """Lay a stage file over the run it continues.
 
     Sections merge key by key, except that `stage` starts afresh, a changed `kind` drops the keys that it does
     not have, and a null in `evaluate.streams` drops a stream. The run folder is never inherited: it comes
-    from `run`, an override or the stage file.
+    from `run`, an override or the stage file. Sections in `anew` are not inherited either: the stage has to give them.
 
     Raises:
         ConfigError: as `load_run`; also if the run folder is missing or the parent's, or the model changes.
@@ -63,8 +64,7 @@ def overlay(
         document, source = Document(dict(stage_file)), "the stage"
     else:
         document, source = read_document(Path(stage_file).expanduser()), str(stage_file)
-    base = _plain(parent)
-    del base["run"], base["stage"]
+    base = {key: value for key, value in _plain(parent).items() if key not in ("run", "stage", *anew)}
     child = dict(document.data)
     places = dict(document.places)
     if isinstance(child.get("schedule"), str):

@@ -1,100 +1,22 @@
-"""The network: sizes and choices of a Llama-style decoder, dense or with experts, and what follows from them."""
+"""The network: sizes and choices of a decoder, dense or with experts, and what follows from them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from megacpt.config.base import Count, Number, Problem, Section, raise_problems
+from megacpt.config.base import Count, Number, Section, raise_problems
+from megacpt.config.counts import parameters
+from megacpt.config.latent import LatentConfig
 from megacpt.config.moe import MoEConfig
+from megacpt.config.network import network_problems
 from megacpt.config.quantise import QuantiseConfig, size_problems
-
-
-class LinearScaling(Section):
-    """Position interpolation: every position is divided by `factor` (Chen et al. 2023, arXiv 2306.15595)."""
-
-    kind: Literal["linear"] = Field(description="Position interpolation: all positions are divided by one factor.")
-    factor: Number = Field(
-        ge=1,
-        description="How many times longer the context becomes: positions are divided by this number (no unit).",
-        examples=[4.0],
-    )
-
-
-class Llama3Scaling(Section):
-    """Llama 3.1's scaling by wavelength: long ones are stretched, short ones kept, those between blended."""
-
-    kind: Literal["llama3"] = Field(
-        description="Llama 3.1's scaling: long wavelengths are stretched by `factor`, short ones kept, "
-        "those between are blended."
-    )
-    factor: Number = Field(
-        default=8.0,
-        ge=1,
-        description="How many times the long wavelengths are stretched (no unit).",
-        examples=[8.0],
-    )
-    low_freq_factor: Number = Field(
-        default=1.0,
-        gt=0,
-        description="Wavelengths longer than `original_length / low_freq_factor` positions are fully stretched.",
-        examples=[1.0],
-    )
-    high_freq_factor: Number = Field(
-        default=4.0,
-        gt=0,
-        description="Wavelengths shorter than `original_length / high_freq_factor` positions are left "
-        "alone. It must be above `low_freq_factor`.",
-        examples=[4.0],
-    )
-    original_length: Count = Field(
-        default=8192,
-        ge=1,
-        description="Context length, in tokens, that the model was trained with before it was stretched.",
-        examples=[8192],
-    )
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Llama3Scaling:
-        if self.high_freq_factor <= self.low_freq_factor:
-            text = f"{self.high_freq_factor:g} must be above low_freq_factor, which is {self.low_freq_factor:g}"
-            raise_problems([Problem("high_freq_factor", text)])
-        return self
-
-
-RopeScaling = Annotated[LinearScaling | Llama3Scaling, Field(discriminator="kind")]
-
-
-class RopeConfig(Section):
-    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864)."""
-
-    base: Number = Field(
-        default=10000.0,
-        gt=1,
-        description="Base of the geometric row of rotary wavelengths (theta). Larger bases reach further "
-        "back: Llama 2 uses 10000, Llama 3 uses 500000.",
-        examples=[10000.0, 500000.0],
-    )
-    share: Number = Field(
-        default=1.0,
-        gt=0,
-        le=1,
-        description="Part of each head's dimensions that is rotated, from above 0 to 1; the rest carries no "
-        "position. Llama rotates all (1.0), GPT-NeoX a quarter (0.25). It must leave an even number of "
-        "dimensions.",
-        examples=[1.0, 0.25],
-    )
-    scaling: RopeScaling | None = Field(
-        default=None,
-        description="How positions are stretched so that a model reads contexts longer than those it was "
-        "trained on. null: not at all.",
-    )
+from megacpt.config.rope import RopeConfig
 
 
 class ModelConfig(Section):
-    """A decoder: RMSNorm before attention and MLP, rotary positions, grouped queries; dense or with experts."""
+    """A decoder with rotary positions, by default Llama's; dense or with experts."""
 
     name: str | None = Field(
         default=None,
@@ -114,7 +36,7 @@ class ModelConfig(Section):
     )
     ffn: Count = Field(
         ge=1,
-        description="Inner width of the MLP. With a gated activation (swiglu, geglu) the MLP has three "
+        description="Inner width of the MLP. With a gated activation (all but gelu) the MLP has three "
         "matrices of `hidden * ffn`, else two. `parallel.tensor` must divide it.",
         examples=[352, 14336],
     )
@@ -131,10 +53,16 @@ class ModelConfig(Section):
         "must divide `heads`.",
         examples=[8],
     )
+    latent: LatentConfig | None = Field(
+        default=None,
+        description="Latent attention (DeepSeek-V2, V3) in the place of grouped queries: keys and values of all heads "
+        "are made from one narrow vector. null: none.",
+    )
     head_dim: Count = Field(
-        default_factory=lambda data: data["hidden"] // data["heads"],
+        default_factory=lambda sizes: _head_dim(sizes),
         ge=1,
-        description="Width of one attention head. Default: `hidden / heads`.",
+        description="Width of one query and key head. Default: `hidden / heads`; `plain_dim + rope_dim` with latent "
+        "attention.",
         examples=[64, 128],
     )
     vocab_size: Count | None = Field(
@@ -158,24 +86,55 @@ class ModelConfig(Section):
         description="Longest sequence, in tokens, that the model is meant for. `batch.seq_length` must not exceed it.",
         examples=[2048, 8192],
     )
-    activation: Literal["swiglu", "geglu", "gelu"] = Field(
+    activation: Literal["swiglu", "geglu", "relu2glu", "gelu"] = Field(
         default="swiglu",
-        description="Non-linearity of the MLP: swiglu and geglu multiply a SiLU or GELU gate with a second "
-        "projection, gelu has a single projection.",
-        examples=["swiglu"],
+        description="Non-linearity of the MLP: swiglu, geglu and relu2glu multiply a gate (SiLU, GELU or squared ReLU) "
+        "with a second projection, gelu has a single projection.",
+        examples=["swiglu", "relu2glu"],
+    )
+    norm: Literal["rmsnorm", "layernorm"] = Field(
+        default="rmsnorm",
+        description="Normalisation of the residual stream: rmsnorm divides by the root mean square; layernorm takes "
+        "off the mean first and has a bias (as in GPT-NeoX).",
+        examples=["rmsnorm", "layernorm"],
+    )
+    norm_place: Literal["input", "output"] = Field(
+        default="input",
+        description="Whether the input of attention and MLP is normalised (as in Llama), or their output, before it is "
+        "added to the residual stream (as in OLMo 2).",
+        examples=["input", "output"],
+    )
+    parallel_residual: bool = Field(
+        default=False,
+        description="Attention and MLP of a layer read the same residual stream and are added together (as in "
+        "GPT-NeoX), instead of one after the other.",
+        examples=[True],
+    )
+    sub_norm: bool = Field(
+        default=False,
+        description="Normalise (RMSNorm) also what the last projection of attention, and that of the MLP, multiply, "
+        "all heads together (as BitNet b1.58 does); steadies ternary models.",
+        examples=[True],
+    )
+    window: Count | None = Field(
+        default=None,
+        ge=1,
+        description="Each token attends to this many tokens at most, itself included (sliding window, as in Mistral "
+        "7B v0.1). null: to all before it.",
+        examples=[4096],
     )
     norm_eps: Number = Field(
         default=1e-5,
         gt=0,
-        description="Small number added to the mean square in RMSNorm, against division by zero.",
+        description="Small number added to the mean square or the variance in all norms, against division by zero.",
         examples=[1e-5],
     )
     rope: RopeConfig = Field(default_factory=RopeConfig, description="Rotary position embedding.")
-    qk_norm: bool = Field(
+    qk_norm: bool | Literal["all_heads"] = Field(
         default=False,
-        description="Normalise queries and keys of each head (RMSNorm over `head_dim`) before the attention "
-        "scores; steadies training at high learning rates.",
-        examples=[True],
+        description="Normalise queries and keys (RMSNorm) before the attention scores; steadies training at high "
+        "learning rates. true: each head by itself (as Qwen 3); all_heads: all heads of a token together (as OLMo 2).",
+        examples=[True, "all_heads"],
     )
     tied_embeddings: bool = Field(
         default=False,
@@ -223,36 +182,18 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> ModelConfig:
-        raise_problems(list(self._size_problems()))
+        raise_problems([*network_problems(self), *size_problems(self)])
         return self
-
-    def _size_problems(self) -> Iterator[Problem]:
-        if self.heads % self.kv_heads:
-            choices = _choices(n for n in range(1, self.heads + 1) if self.heads % n == 0)
-            yield Problem("kv_heads", f"{self.kv_heads} does not divide heads, which is {self.heads}: take {choices}")
-        if "head_dim" not in self.model_fields_set and self.hidden % self.heads:
-            choices = _choices(n for n in range(1, self.hidden + 1) if self.hidden % n == 0 and n <= 2 * self.heads)
-            yield Problem(
-                "heads",
-                f"{self.heads} does not divide hidden, which is {self.hidden}: take {choices}, or give head_dim",
-            )
-        elif self.rotary_dim < 2 or self.head_dim * self.rope.share != self.rotary_dim or self.rotary_dim % 2:
-            yield Problem(
-                "rope.share",
-                f"{self.rope.share:g} of head_dim {self.head_dim} is {self.head_dim * self.rope.share:g} "
-                "rotated dimensions, not an even whole number: take another share, or an even head_dim",
-            )
-        if self.moe is not None and self.bias:
-            yield Problem("bias", "true: experts have no biases, so a model with model.moe has none: take false")
-        if self.moe is not None and not any(self.moe_layers):
-            text = f"{self.moe.first_dense} leaves no layer with experts; model.layers is {self.layers}"
-            yield Problem("moe.first_dense", text)
-        yield from size_problems(self)
 
     @property
     def rotary_dim(self) -> int:
         """Dimensions of each head that are rotated by position."""
-        return int(self.head_dim * self.rope.share)
+        return int(self.head_dim * self.rope.share) if self.latent is None else self.latent.rope_dim
+
+    @property
+    def value_dim(self) -> int:
+        """Width of a value head."""
+        return self.head_dim if self.latent is None else self.latent.value_dim
 
     @property
     def gated(self) -> bool:
@@ -286,30 +227,11 @@ class ModelConfig(Section):
             vocab: as for `padded_vocab`.
             active: count only those that a token uses: `top_k` of the experts.
         """
-        embeddings = self.padded_vocab(vocab) * self.hidden * (1 if self.tied_embeddings else 2)
-        feed_forward = sum(self._moe_parameters(active) if moe else self._mlp(self.ffn) for moe in self.moe_layers)
-        return embeddings + self.layers * self._attention_parameters() + feed_forward + self.hidden
-
-    def _attention_parameters(self) -> int:
-        """Weights of the attention of a layer, with the norms and biases of the layer."""
-        query, key_value = self.heads * self.head_dim, 2 * self.kv_heads * self.head_dim
-        attention = self.hidden * (query + key_value) + query * self.hidden
-        norms = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
-        biases = query + key_value if self.bias or self.qkv_bias else 0
-        if self.bias:
-            biases += self.hidden + self.ffn * (2 if self.gated else 1) + self.hidden
-        return attention + norms + biases
-
-    def _mlp(self, width: int) -> int:
-        return self.hidden * width * (3 if self.gated else 2)
-
-    def _moe_parameters(self, active: bool) -> int:
-        assert self.moe is not None
-        used = self.moe.top_k if active else self.moe.experts
-        router = self.hidden * self.moe.experts
-        return router + used * self._mlp(self.expert_ffn) + self._mlp(self.moe.shared_ffn)
+        return parameters(self, vocab, active)
 
 
-def _choices(values: Iterator[int]) -> str:
-    found = list(values)
-    return " or ".join([", ".join(map(str, found[:-1])), str(found[-1])]) if len(found) > 1 else str(found[0])
+def _head_dim(sizes: dict[str, Any]) -> int:
+    """The width of a head that follows from the sizes before it."""
+    latent: LatentConfig | None = sizes.get("latent")
+    width: int = sizes["hidden"] // sizes["heads"] if latent is None else latent.head_dim
+    return width

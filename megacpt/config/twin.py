@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from megacpt.config.counts import attention_weights
 from megacpt.config.loading import dump
 from megacpt.config.model import ModelConfig
 from megacpt.errors import ConfigError
@@ -19,7 +20,8 @@ class Cost:
 
     Attributes:
         attention: projections.
-        scores: queries times keys and weights times values; a token sees half of its sequence on average.
+        scores: queries times keys and weights times values; a token sees half of its sequence on average, less where
+            there is a window.
         feed_forward: MLPs, or the experts that a token uses and the shared one.
         router: logits of the experts.
         output: logits of the vocabulary.
@@ -54,14 +56,20 @@ def cost(model: ModelConfig, seq_length: int, vocab: int | None = None) -> Cost:
     counted = model.vocab_size is not None or vocab is not None
     left_out = 0 if counted else rows * model.hidden * (1 if model.tied_embeddings else 2)
     return Cost(
-        attention=6 * model.layers * model.hidden * 2 * model.head_dim * (model.heads + model.kv_heads),
-        scores=6 * model.layers * model.heads * model.head_dim * (seq_length + 1),
+        attention=6 * model.layers * attention_weights(model),
+        scores=round(6 * model.layers * model.heads * (model.head_dim + model.value_dim) * _seen(model, seq_length)),
         feed_forward=6 * model.hidden * (3 if model.gated else 2) * sum(_widths(model)),
         router=0 if model.moe is None else 6 * model.hidden * model.moe.experts * sum(model.moe_layers),
         output=6 * model.hidden * rows if counted else 0,
         active=model.parameters(vocab or 1, active=True) - left_out,
         parameters=model.parameters(vocab or 1) - left_out,
     )
+
+
+def _seen(model: ModelConfig, seq_length: int) -> float:
+    """Tokens that a token attends to, a mean over those of a sequence."""
+    window = min(model.window or seq_length, seq_length)
+    return (window * (window + 1) / 2 + (seq_length - window) * window) / seq_length
 
 
 def _widths(model: ModelConfig) -> list[int]:

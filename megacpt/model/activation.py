@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
+from megatron.core.activations import squared_relu
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+
+ACTIVATIONS = {"swiglu": F.silu, "geglu": F.gelu, "relu2glu": squared_relu, "gelu": F.gelu}
+"""The functions by `model.activation`."""
 
 
 class Activation:

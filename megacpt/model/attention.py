@@ -1,7 +1,8 @@
 """Causal attention over PyTorch's fused kernels, with context parallelism.
 
 Shapes: s = local query length, t = key length, b = microbatch, h = query heads, g = key/value heads (grouped-query
-attention), d = head dim, n = context-parallel ranks.
+attention), d = head dim of queries and keys, e = that of values (another with latent attention), n = context-parallel
+ranks.
 
 Context parallelism cuts each sequence of L tokens into 2n chunks; rank r holds chunks r and 2n-1-r, so that every
 rank has the same amount of causal work. Keys and values are gathered over the context group; their gradient is
@@ -47,14 +48,25 @@ def _in_order(gathered: Tensor, size: int) -> Tensor:
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Any, causal: bool) -> Tensor:
-    """Attention of [s, b, h, d] on [t, b, g, d], giving [s, b, h, d]."""
+    """Attention of [s, b, h, d] on keys [t, b, g, d] and values [t, b, g, e], giving [s, b, h, e]."""
+    width = value.shape[-1]
+    if width < key.shape[-1]:
+        # The fused kernels want equal widths: without, all scores would be kept.
+        value = F.pad(value, (0, key.shape[-1] - width))
     q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-    if k.shape[1] != q.shape[1] and not q.is_cuda:
-        # The fused CPU kernel wants equal head counts; the fused CUDA kernels read grouped heads in place.
+    if k.shape[1] != q.shape[1] and (not q.is_cuda or type(mask) is Tensor):
+        # The fused CPU kernel wants equal head counts, and so does the CUDA one that takes any mask; the others of CUDA
+        # read grouped heads in place.
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     grouped = k.shape[1] != q.shape[1]
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped)
-    return out.permute(2, 0, 1, 3)
+    return out.permute(2, 0, 1, 3)[..., :width]
+
+
+def _window_mask(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
+    """Which keys each query attends to, [s, t] bool: its own and those before it; queries are the last s of t."""
+    distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
+    return (distance >= 0) & (distance < window)
 
 
 class CausalAttention(nn.Module):
@@ -69,6 +81,9 @@ class CausalAttention(nn.Module):
         softmax_scale: factor of the scores, ``1 / sqrt(d)`` if None.
         cp_comm_type: unused; part of Megatron's signature.
         pg_collection: Megatron's process groups; ``cp`` is used.
+
+    Attributes:
+        window: tokens that each attends to at most, itself included; None for all before it.
     """
 
     def __init__(
@@ -87,6 +102,7 @@ class CausalAttention(nn.Module):
         if attention_dropout or config.attention_dropout:
             raise ConfigError("attention dropout is not supported; continual pre-training runs without it")
         self.scale = softmax_scale or float(config.kv_channels or 1) ** -0.5
+        self.window = None if config.window_size is None else config.window_size[0] + 1
         self.context_group = None if pg_collection is None else pg_collection.cp
 
     def forward(
@@ -104,7 +120,7 @@ class CausalAttention(nn.Module):
         Args:
             query: [s, b, h, d].
             key: [t, b, g, d]; t is s in training, the cached length in generation.
-            value: [t, b, g, d].
+            value: [t, b, g, e].
             attention_mask: ignored, the mask is causal.
             attn_mask_type: ignored. Megatron asks for no mask at all once there is a cache, which is wrong for
                 several new tokens at a time.
@@ -112,19 +128,24 @@ class CausalAttention(nn.Module):
             packed_seq_params: unused; part of Megatron's signature.
 
         Returns:
-            [s, b, h * d].
+            [s, b, h * e].
         """
         size = 1 if self.context_group is None else self.context_group.size()
-        if size > 1:
-            out = self._context_parallel(query, key, value, size)
-        elif query.shape[0] == key.shape[0]:
-            out = _attend(query, key, value, self.scale, None, causal=True)
-        elif query.shape[0] == 1:
-            out = _attend(query, key, value, self.scale, None, causal=False)
-        else:
-            mask = causal_lower_right(query.shape[0], key.shape[0])
-            out = _attend(query, key, value, self.scale, mask, causal=False)
+        out = self._context_parallel(query, key, value, size) if size > 1 else self._last(query, key, value)
         return out.reshape(*query.shape[:2], -1)
+
+    def _last(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend with the queries of the last s of t positions, [s, b, h, e]."""
+        s, t = query.shape[0], key.shape[0]
+        mask: Any = None
+        if self.window is not None and self.window < t:
+            first = max(0, t - s - self.window + 1)  # what lies before it, no query sees
+            key, value = key[first:], value[first:]
+            if s > 1:
+                mask = _window_mask(s, t - first, self.window, query.device)
+        elif 1 < s < t:
+            mask = causal_lower_right(s, t)
+        return _attend(query, key, value, self.scale, mask, causal=mask is None and s == t)
 
     def _context_parallel(self, query: Tensor, key: Tensor, value: Tensor, size: int) -> Tensor:
         """Attend with this rank's two chunks of queries on all keys and values."""
@@ -137,6 +158,5 @@ class CausalAttention(nn.Module):
         out = []
         for chunk, q in zip((rank, 2 * size - 1 - rank), query.chunk(2, 0), strict=True):
             seen = (chunk + 1) * q.shape[0]
-            mask = None if chunk == 0 else causal_lower_right(q.shape[0], seen)
-            out.append(_attend(q, key[:seen], value[:seen], self.scale, mask, causal=chunk == 0))
+            out.append(self._last(q, key[:seen], value[:seen]))
         return torch.cat(out, 0)

@@ -1,35 +1,25 @@
-"""From a `ModelConfig` to Megatron's modules: the configuration, the layer specs, the model of a pipeline stage."""
+"""From a `ModelConfig` to Megatron's modules: the configuration, the model of a pipeline stage."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core import parallel_state
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
-from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
-from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
-from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import (
-    TransformerLayer,
-    TransformerLayerSubmodules,
-    get_transformer_layer_offset,
-)
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import Tensor
 
-from megacpt.model.activation import Activation
-from megacpt.model.attention import CausalAttention
-from megacpt.model.moe import dispatch_locally, expert_layer_spec
-from megacpt.model.norm import RMSNorm
-from megacpt.model.quantised import linear_layers
+from megacpt.model.activation import ACTIVATIONS
+from megacpt.model.latent import latent_settings
+from megacpt.model.moe import dispatch_locally
+from megacpt.model.norm import NORMS
 from megacpt.model.rope import scale_frequencies
+from megacpt.model.spec import layer_spec
 from megacpt.ops.cross_entropy import fused_cross_entropy
 from megacpt.runtime.device import on_cuda
 from megacpt.runtime.layout import Layout
@@ -39,7 +29,6 @@ if TYPE_CHECKING:
     from megacpt.config.quantise import CacheForm
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-ACTIVATIONS = {"swiglu": F.silu, "geglu": F.gelu, "gelu": F.gelu}
 
 
 def _leave(weight: Tensor) -> Tensor:
@@ -60,19 +49,21 @@ def transformer_config(
     """
     cuda = on_cuda()
     interleaved = layout.virtual_pipeline > 1
-    return TransformerConfig(
+    latent = {} if model.latent is None else latent_settings(model.latent, model.rope)
+    config = (MLATransformerConfig if latent else TransformerConfig)(
         num_layers=model.layers,
         hidden_size=model.hidden,
         ffn_hidden_size=model.ffn,
         num_attention_heads=model.heads,
         num_query_groups=model.kv_heads,
         kv_channels=model.head_dim,
-        qk_layernorm=model.qk_norm,
-        normalization="RMSNorm",
+        # Of norms of each head's queries and keys, Megatron sums the gradients over the tensor-parallel ranks.
+        qk_layernorm=model.qk_norm is True,
+        window_size=None if model.window is None else (model.window - 1, 0),  # tokens before and after its own
+        normalization={"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}[model.norm],
         layernorm_epsilon=model.norm_eps,
-        gated_linear_unit=model.activation in ("swiglu", "geglu"),
+        gated_linear_unit=model.gated,
         activation_func=ACTIVATIONS[model.activation],
-        use_te_activation_func=True,  # Megatron's name for: the activation comes from the layer spec
         add_bias_linear=model.bias,
         add_qkv_bias=model.qkv_bias,
         hidden_dropout=0.0,
@@ -105,7 +96,19 @@ def transformer_config(
         masked_softmax_fusion=False,
         persist_layer_norm=False,
         **_expert_settings(model, layout),
+        **latent,
     )
+    # Megatron's name for: the activation comes from the layer spec. At first it would ask for one that it knows.
+    config.use_te_activation_func = True
+    scaling = model.rope.scaling
+    if scaling is not None and scaling.kind == "yarn":
+        # Attributes that Megatron reads, but does not declare: they give the factor on rotated queries and keys.
+        vars(config).update(
+            yarn_rotary_scaling_factor=scaling.factor,
+            yarn_mscale=scaling.mscale,
+            yarn_mscale_all_dim=scaling.mscale_all_dim,
+        )
+    return config
 
 
 def _expert_settings(model: ModelConfig, layout: Layout) -> dict[str, Any]:
@@ -125,42 +128,6 @@ def _expert_settings(model: ModelConfig, layout: Layout) -> dict[str, Any]:
         "expert_model_parallel_size": layout.expert,
         "expert_tensor_parallel_size": 1,
     }
-
-
-def layer_spec(model: ModelConfig, layout: Layout, experts: bool, cache: CacheForm = "dense") -> ModuleSpec:
-    """Return the spec of a pre-norm decoder layer: attention, then a feed-forward network or experts."""
-    linear_qkv, linear_proj = linear_layers(model, "attention", cache)
-    linear_fc1, linear_fc2 = linear_layers(model, "mlp", cache)
-    qk_norm = model.qk_norm
-    head_norm = RMSNorm if qk_norm else IdentityOp
-    attention = ModuleSpec(
-        module=SelfAttention,
-        params={"attn_mask_type": AttnMaskType.causal},
-        submodules=SelfAttentionSubmodules(
-            linear_qkv=linear_qkv,
-            core_attention=CausalAttention,
-            linear_proj=linear_proj,
-            q_layernorm=head_norm,
-            k_layernorm=head_norm,
-        ),
-    )
-    feed_forward = ModuleSpec(
-        module=MLP,
-        submodules=MLPSubmodules(linear_fc1=linear_fc1, activation_func=Activation, linear_fc2=linear_fc2),
-    )
-    if experts and model.moe is not None:
-        feed_forward = expert_layer_spec(model, model.moe, layout.expert, cache)
-    return ModuleSpec(
-        module=TransformerLayer,
-        submodules=TransformerLayerSubmodules(
-            input_layernorm=RMSNorm,
-            self_attention=attention,
-            self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=RMSNorm,
-            mlp=feed_forward,
-            mlp_bda=get_bias_dropout_add,
-        ),
-    )
 
 
 class CausalLM(GPTModel):
@@ -205,7 +172,7 @@ def build_stage(
     specs = [layer_spec(model, layout, experts, cache) for experts in model.moe_layers[first:last]]
     stage = CausalLM(
         config=config,
-        transformer_layer_spec=TransformerBlockSubmodules(specs, layer_norm=RMSNorm),
+        transformer_layer_spec=TransformerBlockSubmodules(specs, layer_norm=NORMS[model.norm]),
         vocab_size=padded_vocab,
         max_sequence_length=model.max_seq_length,
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=virtual_stage),
@@ -220,8 +187,9 @@ def build_stage(
     )
     if layout.expert == 1:
         dispatch_locally(stage)
-    rope = stage.rotary_pos_emb
-    rope.inv_freq = scale_frequencies(rope.inv_freq, model.rope.scaling)
+    for module in stage.modules():  # one for all layers; with latent attention, one for each
+        if isinstance(module, RotaryEmbedding):
+            module.inv_freq = scale_frequencies(module.inv_freq, model.rope)
     return stage
 
 

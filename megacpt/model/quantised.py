@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from megacpt.model.experts import ExpertWeights, grouped_linear
 from megacpt.model.linear import ColumnLinear, Output, RowLinear, local_linear
+from megacpt.model.sharded_norm import SubNorm
 from megacpt.ops.ternarise import ternarise
 from megacpt.quant.activations import round_tokens
 from megacpt.quant.cache import Cache
@@ -276,6 +277,14 @@ class QuantisedRowLinear(RowLinear):
             return super()._forward_impl(input, matrix, **options)
 
 
+class NormedRowLinear(SubNorm, RowLinear):
+    """`RowLinear` of what `sub_norm` normalises."""
+
+
+class NormedQuantisedRowLinear(SubNorm, QuantisedRowLinear):
+    """`QuantisedRowLinear` of what `sub_norm` normalises."""
+
+
 class QuantisedExpertWeights(ExpertWeights):
     """One quantised matrix of every expert on this rank, each expert with scales of its own.
 
@@ -310,12 +319,12 @@ def linear_layers(model: ModelConfig, part: MatrixPart, cache: CacheForm) -> tup
         cache: how quantised weights are kept.
     """
     if model.quantise is None or part not in model.quantise.parts:
-        return ColumnLinear, RowLinear
+        return ColumnLinear, NormedRowLinear if model.sub_norm else RowLinear
     options = {"quantise": model.quantise, "cache": cache}
     halves = 2 if part == "mlp" and model.gated else 1
     return (
         ModuleSpec(module=QuantisedColumnLinear, params={**options, "halves": halves}),
-        ModuleSpec(module=QuantisedRowLinear, params=options),
+        ModuleSpec(module=NormedQuantisedRowLinear if model.sub_norm else QuantisedRowLinear, params=options),
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from megacpt.model.rope import scale_frequencies
+from megacpt.model.rope import attention_factor, scale_frequencies
 
 if TYPE_CHECKING:
     from megacpt.config import ModelConfig
@@ -24,17 +24,18 @@ class Rotary:
         device: where.
 
     Attributes:
-        cosines: [positions, r] float32.
+        cosines: [positions, r] float32, times the factor of the scaling.
         sines: the same; those of the first half negative, so that one multiplication does.
     """
 
     def __init__(self, model: ModelConfig, positions: int, device: torch.device) -> None:
         self.dims = model.rotary_dim
         steps = torch.arange(0, self.dims, 2, dtype=torch.float32) / self.dims
-        frequencies = scale_frequencies(1.0 / model.rope.base**steps, model.rope.scaling)
+        frequencies = scale_frequencies(1.0 / model.rope.base**steps, model.rope)
         angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies)
-        self.cosines = torch.cat((angles.cos(), angles.cos()), 1).to(device)
-        self.sines = torch.cat((-angles.sin(), angles.sin()), 1).to(device)
+        factor = attention_factor(model.rope.scaling)
+        self.cosines = (factor * torch.cat((angles.cos(), angles.cos()), 1)).to(device)
+        self.sines = (factor * torch.cat((-angles.sin(), angles.sin()), 1)).to(device)
 
     def __call__(self, x: Tensor, start: int) -> Tensor:
         """Rotate [T, heads, d], whose first row stands at position `start`, in float32; of the dtype of x."""

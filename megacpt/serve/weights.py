@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from megacpt.convert.families.features import ANY, reasons
 from megacpt.errors import CheckpointError, ConfigError
 from megacpt.quant.matrix import Quantised
 from megacpt.serve.linear import Activations, Linear, dense_linear, quantised_linear
@@ -159,9 +160,13 @@ def check_runs(model: ModelConfig) -> None:
     """Refuse a network that `Decoder` has no code for.
 
     Raises:
-        ConfigError: it has experts or another activation than SwiGLU.
+        ConfigError: it has experts, another activation than SwiGLU, or another order of things than a Llama.
     """
     if model.moe is not None:
         raise ConfigError("model.moe: experts are not decoded from a packed folder; generate from the checkpoint")
     if model.activation != "swiglu":
         raise ConfigError(f"model.activation: {model.activation} is not decoded from a folder, only swiglu")
+    decoded = {"qk_norm": (False, True), "bias": (False, True), "qkv_bias": (False, True), "rope.share": (ANY,)}
+    found = list(reasons(model, "the decoder of folders", decoded))
+    if found:
+        raise ConfigError("\n".join([*found, "generate from the checkpoint"]))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from megacpt.bench.plain import PlainModel
 from megacpt.bench.step import DEFAULT_MODEL, bench_config
 from megacpt.config import ModelConfig
 from megacpt.errors import ConfigError, LayoutError
@@ -62,6 +64,27 @@ def test_a_model_by_name_and_a_run_file(tmp_path: Path) -> None:
 def test_what_the_plain_loop_cannot_do_is_refused(change: str, advice: str) -> None:
     with pytest.raises(ConfigError, match=advice):
         bench_config(None, None, [change])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"activation": "relu2glu"},
+        {"norm": "layernorm"},
+        {"norm_place": "output"},
+        {"parallel_residual": True},
+        {"sub_norm": True},
+        {"window": 8},
+        {"qk_norm": "all_heads"},
+        {"latent": {"kv_rank": 8, "plain_dim": 8, "rope_dim": 4, "value_dim": 8}},
+        {"moe": {"experts": 4}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_networks_that_are_not_written_plainly_are_refused(change: dict[str, Any]) -> None:
+    model = ModelConfig.model_validate({"layers": 1, "hidden": 32, "ffn": 48, "heads": 4, **change})
+    with pytest.raises(ConfigError, match=rf"model\.{next(iter(change))}: "):
+        PlainModel(model, 64)
 
 
 def test_more_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

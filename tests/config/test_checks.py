@@ -44,6 +44,12 @@ from tests.config.helpers import make_run
             "parallel.tensor: 6 neither divides model.kv_heads (4) nor is a multiple of it: take 4 or 12",
         ),
         (
+            ["parallel.tensor=8", "model.qk_norm=all_heads"],
+            None,
+            None,
+            "parallel.tensor: 8 does not divide model.kv_heads (4), which model.qk_norm: all_heads needs: take 4",
+        ),
+        (
             ["parallel.tensor=8", "parallel.sequence=true", "parallel.context=2", "batch.seq_length=24"],
             None,
             None,

@@ -15,6 +15,7 @@ from tests.config.helpers import plain_run
 ALL = sorted(catalogue())
 # What else has to be given with some keys, or some of their values.
 NEEDS = {
+    "model.latent.": ["model.latent={kv_rank: 16, plain_dim: 8, rope_dim: 8, value_dim: 8}", "model.kv_heads=null"],
     "model.moe.": ["model.moe.experts=8"],
     "model.moe.renormalise": ["model.moe.top_k=2"],
     "model.moe.groups_kept": ["model.moe={experts: 8, groups: 8, top_k: 4}"],
@@ -37,6 +38,8 @@ NEEDS = {
     "stage.replay.policy=reservoir": ["stage.replay.size=1B"],
     "stage.replay.policy=external": ["stage.replay.streams={web: data/web}"],
 }
+# What scalings of rotary positions ask for.
+SCALINGS = {"linear": ", factor: 2", "yarn": ", factor: 2, original_length: 64"}
 
 
 @pytest.mark.parametrize("path", ALL)
@@ -65,7 +68,7 @@ def test_every_example_is_accepted(path: str) -> None:
             if key.kinds and key.name != "kind":
                 parent = path.rpartition(".")[0]
                 kind = key.kinds[0]
-                section = [f"{parent}={{kind: {kind}{', factor: 2' if kind == 'linear' and 'rope' in parent else ''}}}"]
+                section = [f"{parent}={{kind: {kind}{SCALINGS.get(kind, '') if 'rope' in parent else ''}}}"]
             if path == "model.moe.balance.scope":
                 section = [f"{path.rpartition('.')[0]}.kind={key.kinds[0]}"]
             section += [change for start, changes in NEEDS.items() if path.startswith(start) for change in changes]
@@ -73,7 +76,7 @@ def test_every_example_is_accepted(path: str) -> None:
             if "anneal" in (*key.kinds, example):
                 section += ["stage.kind=anneal", "schedule.kind=anneal"]
             if path == "model.rope.scaling.kind":
-                section.append("model.rope.scaling.factor=2")
+                section.append(f"model.rope.scaling={{kind: {example}{SCALINGS.get(example, '')}}}")
             if path in ("model.kv_heads", "model.heads"):
                 section += ["model.hidden=4096", "model.heads=32", "model.kv_heads=4"]
             override = f"{path.replace(ANY, 'english').replace(ITEM, '0')}={example_text(example)}"

@@ -150,8 +150,8 @@ def test_models_write_every_key(path: Path) -> None:
     # head_dim follows from the others in all of them, and the name is that of the file.
     # A dense model need not say so.
     model, written = load_model(path.stem), read_document(path).data
-    # Nor need a float model say that nothing is quantised.
-    optional = {"moe", "quantise"}
+    # Nor need a float model say that nothing is quantised, or one of grouped queries that they are not latent.
+    optional = {"moe", "quantise", "latent"}
     assert set(written) - optional == set(type(model).model_fields) - {"name", "head_dim", *optional}
     if model.moe is not None:
         assert set(written["moe"]) == set(type(model.moe).model_fields)

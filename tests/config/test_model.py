@@ -9,6 +9,7 @@ from megacpt.config import ModelConfig, load_model
 from megacpt.errors import ConfigError
 
 SIZES: dict[str, Any] = {"layers": 2, "hidden": 64, "ffn": 96, "heads": 4}
+LATENT = {"kv_rank": 24, "plain_dim": 12, "rope_dim": 8, "value_dim": 10}
 
 
 def test_defaults_that_follow_from_other_keys() -> None:
@@ -16,6 +17,9 @@ def test_defaults_that_follow_from_other_keys() -> None:
     assert (model.kv_heads, model.head_dim) == (4, 16)
     assert load_model({**SIZES, "kv_heads": None, "head_dim": None}) == model
     assert load_model({**SIZES, "head_dim": 32}).head_dim == 32
+    assert (model.value_dim, model.rotary_dim) == (16, 16)
+    latent = load_model({**SIZES, "latent": LATENT, "hidden": 62})
+    assert (latent.kv_heads, latent.head_dim, latent.value_dim, latent.rotary_dim) == (4, 20, 10, 8)
 
 
 def test_padded_vocabulary() -> None:
@@ -39,6 +43,15 @@ def test_padded_vocabulary() -> None:
         ({"activation": "gelu"}, -2 * 64 * 96),
         ({"activation": "geglu"}, 0),
         ({"head_dim": 32}, 2 * 4 * 64 * 64),
+        ({"norm": "layernorm"}, 5 * 64),
+        ({"norm_place": "output"}, 0),
+        ({"qk_norm": "all_heads", "kv_heads": 2}, 2 * (-2 * 64 * 2 * 16 + 6 * 16)),
+        ({"sub_norm": True}, 2 * (64 + 96)),
+        ({"latent": LATENT}, 2 * (64 * 80 + 64 * 32 + 24 + 24 * 4 * 22 + 40 * 64 - 4 * 64 * 64)),
+        (
+            {"latent": {**LATENT, "q_rank": 20}},
+            2 * (64 * 20 + 20 + 20 * 80 + 64 * 32 + 24 + 24 * 4 * 22 + 40 * 64 - 4 * 64 * 64),
+        ),
     ],
 )
 def test_parameters(changes: dict[str, Any], extra: int) -> None:
@@ -64,7 +77,24 @@ def test_models_do_not_change() -> None:
             "model.rope.scaling.high_freq_factor: 1 must be above low_freq_factor, which is 1",
         ),
         ({"rope": {"scaling": {"kind": "linear"}}}, "model.rope.scaling.factor: missing"),
-        ({"rope": {"scaling": {"kind": "yarn"}}}, "model.rope.scaling.kind: yarn: this must be one of linear, llama3"),
+        ({"rope": {"scaling": {"kind": "ntk"}}}, "model.rope.scaling.kind: ntk: this must be one of linear, llama3"),
+        (
+            {"rope": {"scaling": {"kind": "yarn", "factor": 4, "original_length": 32, "beta_slow": 32}}},
+            "model.rope.scaling.beta_fast: 32 must be above beta_slow, which is 32",
+        ),
+        ({"parallel_residual": True, "norm_place": "output"}, "take norm_place: input"),
+        ({"moe": {"experts": 4}, "sub_norm": True}, "model.sub_norm: true: experts have no norm within"),
+        ({"latent": LATENT, "kv_heads": 2}, "model.kv_heads: 2: latent attention has keys and values for each head"),
+        ({"latent": LATENT, "head_dim": 16}, "model.head_dim: 16: with latent it is plain_dim + rope_dim, 20"),
+        ({"latent": LATENT, "rope": {"share": 0.5}}, "model.rope.share: 0.5: latent.rope_dim says"),
+        ({"latent": LATENT, "qk_norm": "all_heads"}, "model.qk_norm: all_heads: latent attention normalises"),
+        ({"latent": LATENT, "qk_norm": True}, "model.qk_norm: true: latent attention normalises"),
+        ({"latent": LATENT, "bias": True}, "model.bias: true: the projections of latent attention have no biases"),
+        ({"latent": LATENT, "qkv_bias": True}, "model.qkv_bias: true: the projections of latent attention"),
+        (
+            {"latent": LATENT, "quantise": {"grid": "ternary"}},
+            "model.quantise.parts: attention, mlp, experts: the matrices of latent attention are not quantised",
+        ),
         ({"layers": True}, "model.layers: true: this must be a number, not true or false"),
         ({"layers": 2.5}, "model.layers: 2.5: this must be a whole number"),
         ({"layer": 2}, "model.layer: unknown key; did you mean 'model.layers'?"),

@@ -41,6 +41,17 @@ def test_a_weight_costs_six_flops() -> None:
 def test_scores_by_hand() -> None:
     """Three tokens see 1, 2 and 3 keys: 6 products of 128 numbers each for scores and for what they weigh."""
     assert cost(model(layers=1), 3).scores * 3 == 3 * 2 * 2 * 6 * 128
+    assert cost(model(layers=1, window=2), 3).scores * 3 == 3 * 2 * 2 * 5 * 128
+    assert cost(model(layers=1, window=9), 3).scores == cost(model(layers=1), 3).scores
+
+
+def test_latent_attention_costs_what_its_matrices_and_heads_do() -> None:
+    latent = {"kv_rank": 24, "q_rank": 20, "plain_dim": 12, "rope_dim": 8, "value_dim": 10}
+    found = model(latent=latent, kv_heads=8)
+    norms = found.hidden * (2 * found.layers + 1) + (24 + 20) * found.layers
+    costs = cost(found, 3)
+    assert costs.flops - costs.scores == 6 * (found.parameters() - norms - 384 * found.hidden)
+    assert costs.scores * 3 == 3 * 2 * 6 * found.layers * 8 * (20 + 10)
 
 
 def test_the_twin_of_experts_in_all_layers() -> None:

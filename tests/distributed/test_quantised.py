@@ -47,7 +47,9 @@ COARSE: dict[str, dict[str, Any]] = {
     "quest": {"grid": "quest", "bits": 4, "scale": {"scope": "group", "group": 8}},
     "int": {"grid": "int", "bits": 4, "scale": SHARDS},
     "binary": {"grid": "binary", "scale": SHARDS},
+    "bitnet b1.58": {"grid": "ternary", "activations": "int8", "scale": {"rule": "clamp"}},
 }
+BITNET = {"sub_norm": True, "activation": "relu2glu"}
 
 
 def _pairs(layouts: Iterable[str]) -> list[tuple[str, str]]:
@@ -96,7 +98,7 @@ def test_ternary_experts_agree_with_one_process(
 
 @pytest.mark.parametrize("name", COARSE)
 def test_other_grids_and_activations_agree(pools: Pools, name: str) -> None:
-    model = {"model": {"quantise": COARSE[name]}, **RATE}
+    model = {"model": {"quantise": COARSE[name], **(BITNET if "bitnet" in name else {})}, **RATE}
     (reference,) = pools(1).run(CASES, changes=model, steps=3)
     for layout in ("tp2 sp", "pp2", "dp2 distopt"):
         ranks, changes = LAYOUTS[layout]

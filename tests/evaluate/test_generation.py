@@ -10,6 +10,8 @@ import torch
 from tests.pool import Pools
 
 CASES = "tests.evaluate.cases"
+LATENT = {"kv_rank": 20, "q_rank": 12, "plain_dim": 8, "rope_dim": 4, "value_dim": 6}
+SHARP_YARN = {"kind": "yarn", "factor": 4, "original_length": 8, "mscale": 0.7, "mscale_all_dim": 1.3}
 MODELS: dict[str, dict[str, Any]] = {
     "grouped queries": {},
     "multi-head": {"kv_heads": 4},
@@ -18,6 +20,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "scaled rotary": {"rope": {"scaling": {"kind": "linear", "factor": 2.0}}},
     "tied embeddings": {"tied_embeddings": True},
     "biases and gelu": {"bias": True, "activation": "gelu"},
+    "neox": {"bias": True, "activation": "gelu", "norm": "layernorm", "parallel_residual": True},
+    "output norms": {"norm_place": "output", "qk_norm": "all_heads", "bias": True},
+    "sub-norms": {"activation": "relu2glu", "sub_norm": True},
+    "a window": {"window": 4},
+    "yarn": {"rope": {"scaling": {"kind": "yarn", "factor": 4, "original_length": 8}}},
+    "latent": {"latent": LATENT, "kv_heads": None, "rope": {"scaling": SHARP_YARN}},
+    "latent, in a window": {"latent": {**LATENT, "q_rank": None}, "kv_heads": None, "window": 7},
 }
 
 
@@ -32,14 +41,16 @@ def test_cached_logits_are_those_of_a_full_forward(pools: Pools, name: str) -> N
     assert_same(result["cached"], result["full"])
 
 
-def test_the_cache_takes_several_tokens_at_a_time(pools: Pools) -> None:
-    (result,) = pools(1).run(f"{CASES}:cached_logits", model={}, pieces=[3, 7, 1, 9])
+@pytest.mark.parametrize("name", ["grouped queries", "a window", "latent"])
+def test_the_cache_takes_several_tokens_at_a_time(pools: Pools, name: str) -> None:
+    (result,) = pools(1).run(f"{CASES}:cached_logits", model=MODELS[name], pieces=[3, 7, 1, 9])
     assert_same(result["cached"], result["full"])
 
 
-def test_cached_logits_under_tensor_parallelism(pools: Pools) -> None:
-    (alone,) = pools(1).run(f"{CASES}:cached_logits", model={}, pieces=[5] + [1] * 10)
-    arguments = {"model": {}, "pieces": [5] + [1] * 10, "parallel": {"tensor": 2}}
+@pytest.mark.parametrize("name", ["grouped queries", "output norms", "sub-norms", "latent"])
+def test_cached_logits_under_tensor_parallelism(pools: Pools, name: str) -> None:
+    (alone,) = pools(1).run(f"{CASES}:cached_logits", model=MODELS[name], pieces=[5] + [1] * 10)
+    arguments: dict[str, Any] = {"model": MODELS[name], "pieces": [5] + [1] * 10, "parallel": {"tensor": 2}}
     for rank in pools(2).run(f"{CASES}:cached_logits", **arguments):
         assert_same(rank["cached"], alone["full"])
 

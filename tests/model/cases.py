@@ -91,7 +91,7 @@ def fresh(save: str | None = None, load: str | None = None, **changes: Any) -> d
     return found
 
 
-def attend_over_ranks(length: int, heads: int, groups: int, dim: int) -> dict[str, np.ndarray]:
+def attend_over_ranks(length: int, heads: int, groups: int, dim: int, window: int | None) -> dict[str, np.ndarray]:
     """Context-parallel attention and its gradient, each rank with its chunks; what this rank finds."""
     size = torch.distributed.get_world_size()
     enter_layout(Layout(context=size), seed=1)
@@ -103,7 +103,8 @@ def attend_over_ranks(length: int, heads: int, groups: int, dim: int) -> dict[st
     query, key, value, direction = (context_slice(x, 0, rank, size).clone() for x in whole)
     for x in (query, key, value):
         x.requires_grad_()
-    config: Any = SimpleNamespace(attention_dropout=0.0, kv_channels=dim)
+    window_size = None if window is None else (window - 1, 0)
+    config: Any = SimpleNamespace(window_size=window_size, attention_dropout=0.0, kv_channels=dim)
     unused: Any = None
     collection = ProcessGroupCollection.use_mpu_process_groups()
     core = CausalAttention(config, 1, unused, "self", pg_collection=collection)

@@ -16,24 +16,26 @@ from megacpt.model.attention import CausalAttention, _in_order, context_slice
 from tests.pool import Pools
 
 
-def _reference(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> np.ndarray:
+def _reference(query: np.ndarray, key: np.ndarray, value: np.ndarray, window: int | None = None) -> np.ndarray:
     """[s, b, h, d] on [t, b, g, d], the queries being the last s positions; one number after the other."""
     s, b, h, d = query.shape
-    t, _, g, _ = key.shape
-    out = np.zeros((s, b, h, d))
+    t, _, g, e = value.shape
+    out = np.zeros((s, b, h, e))
     for i in range(s):
-        seen = t - s + i + 1
+        end = t - s + i + 1
+        seen = slice(0 if window is None else max(0, end - window), end)
         for n in range(b):
             for head in range(h):
                 group = head // (h // g)
-                scores = key[:seen, n, group] @ query[i, n, head] / np.sqrt(d)
+                scores = key[seen, n, group] @ query[i, n, head] / np.sqrt(d)
                 share = np.exp(scores - scores.max())
-                out[i, n, head] = share @ value[:seen, n, group] / share.sum()
-    return out.reshape(s, b, h * d)
+                out[i, n, head] = share @ value[seen, n, group] / share.sum()
+    return out.reshape(s, b, h * e)
 
 
-def _core(dim: int, **options: Any) -> CausalAttention:
-    config: Any = SimpleNamespace(attention_dropout=0.0, kv_channels=dim)
+def _core(dim: int, window: int | None = None, **options: Any) -> CausalAttention:
+    size = None if window is None else (window - 1, 0)
+    config: Any = SimpleNamespace(window_size=size, attention_dropout=0.0, kv_channels=dim)
     unused: Any = None
     return CausalAttention(config, 1, unused, "self", **options)
 
@@ -55,6 +57,22 @@ def test_it_is_what_it_is_defined_to_be(heads: int, groups: int, queries: int, k
     np.testing.assert_allclose(_core(8)(query, key, value).numpy(), expected, atol=1e-12)
     single = _core(8)(query.float(), key.float(), value.float())
     np.testing.assert_allclose(single.numpy(), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("window", [1, 3, 8, 9, 20])
+@pytest.mark.parametrize(("queries", "keys"), [(9, 9), (1, 9), (4, 9), (1, 1)], ids=["all", "one", "some", "first"])
+def test_a_window_is_all_that_is_seen(queries: int, keys: int, window: int) -> None:
+    query, key, value = _three(queries, keys, 2, 4, 2, 8)
+    expected = _reference(query.numpy(), key.numpy(), value.numpy(), window)
+    np.testing.assert_allclose(_core(8, window)(query, key, value).numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("width", [3, 12])
+def test_values_may_have_a_width_of_their_own(width: int) -> None:
+    query, key, _ = _three(9, 9, 2, 4, 4, 8)
+    value = _random(9, 2, 4, width, seed=3)
+    expected = _reference(query.numpy(), key.numpy(), value.numpy())
+    np.testing.assert_allclose(_core(8)(query, key, value).numpy(), expected, atol=1e-12)
 
 
 def test_nothing_looks_ahead() -> None:
@@ -95,17 +113,20 @@ def test_every_rank_has_the_same_work(size: int, chunk: int) -> None:
     assert len(work) == 1
 
 
-@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2)])
-def test_over_two_ranks_it_is_the_same_with_its_gradient(pools: Pools, heads: int, groups: int) -> None:
+@pytest.mark.parametrize(("heads", "groups", "window"), [(4, 4, None), (4, 2, None), (4, 2, 3), (2, 2, 6), (2, 2, 16)])
+def test_over_two_ranks_it_is_the_same_with_its_gradient(
+    pools: Pools, heads: int, groups: int, window: int | None
+) -> None:
     length, dim = 16, 8
-    found = pools(2).run("tests.model.cases:attend_over_ranks", length=length, heads=heads, groups=groups, dim=dim)
+    arguments: dict[str, Any] = {"length": length, "heads": heads, "groups": groups, "dim": dim, "window": window}
+    found = pools(2).run("tests.model.cases:attend_over_ranks", **arguments)
     draw = torch.Generator().manual_seed(4)
     query, key, value, direction = (
         torch.randn(length, 2, n, dim, generator=draw, dtype=torch.float64) for n in (heads, groups, groups, heads)
     )
     for x in (query, key, value):
         x.requires_grad_()
-    out = _core(dim)(query, key, value)
+    out = _core(dim, window)(query, key, value)
     out.backward(direction.reshape(out.shape))
     expected = {"out": out.detach(), "query": query.grad, "key": key.grad, "value": value.grad}
     for rank, result in enumerate(found):

@@ -42,6 +42,17 @@ def test_norms_are_one_and_biases_zero(weights: dict[str, np.ndarray]) -> None:
     assert sum("bias" in name for name in vectors) == 4 * 5
 
 
+def test_all_that_is_not_drawn_begins_at_one_or_zero(pools: Pools) -> None:
+    latent = {"kv_rank": 20, "q_rank": 12, "plain_dim": 8, "rope_dim": 4, "value_dim": 6}
+    model = {"latent": latent, "heads": 2, "kv_heads": 2, "norm": "layernorm", "norm_place": "output", "sub_norm": True}
+    (found,) = pools(1).run(FRESH, model=model)
+    for name, value in found.items():
+        if "norm" in name or "bias" in name:
+            assert np.all(value == (0.0 if "bias" in name else 1.0)), name
+        else:
+            assert 0.005 < value.std() < 0.03, name
+
+
 def test_no_two_tensors_are_the_same(weights: dict[str, np.ndarray]) -> None:
     starts = [tuple(value.reshape(-1)[:8]) for value in weights.values() if value.ndim > 1]
     assert len(set(starts)) == len(starts)

@@ -18,6 +18,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "another base": {"rope": {"base": 500.0}},
     "stretched": {"rope": {"scaling": {"kind": "llama3", "factor": 4, "original_length": 16}}},
     "interpolated": {"rope": {"scaling": {"kind": "linear", "factor": 3}}},
+    "yarn": {"rope": {"scaling": {"kind": "yarn", "factor": 4, "original_length": 16}}},
     "normed heads": {"qk_norm": True},
     "tied": {"tied_embeddings": True},
     "all biases": {"bias": True},

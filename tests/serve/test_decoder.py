@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +15,7 @@ from megacpt.errors import CheckpointError, ConfigError
 from megacpt.ops.packed_linear import PackedMatrix, packed_linear
 from megacpt.quant.activations import round_tokens
 from megacpt.serve.decoder import Decoder
+from megacpt.serve.rotary import Rotary
 from tests.serve.llama import MadeUp, model_config, reference
 
 TOKENS = [int(token) for token in torch.randint(0, 80, (48,), generator=torch.Generator().manual_seed(1))]
@@ -125,11 +127,37 @@ def test_more_tokens_than_the_cache_holds_are_refused() -> None:
     assert decoder.cache(1000).capacity == 48
 
 
+def test_yarn_sharpens_what_is_rotated() -> None:
+    """The first dim turns by 1 a position, as without scaling; its circle is wider by 0.1 ln(4) + 1."""
+    scaling = {"kind": "yarn", "factor": 4.0, "original_length": 32}
+    rotary = Rotary(model_config(rope={"scaling": scaling}), 3, torch.device("cpu"))
+    wide = 0.1 * math.log(4) + 1
+    assert rotary.cosines[:, 0].tolist() == pytest.approx([wide * math.cos(n) for n in range(3)])
+    assert rotary.sines[:, 0].tolist() == pytest.approx([-wide * math.sin(n) for n in range(3)])
+    slowest = rotary.dims // 2 - 1
+    plain = Rotary(model_config(rope={"scaling": None}), 3, torch.device("cpu"))
+    assert float(rotary.sines[2, slowest]) == pytest.approx(wide * float(plain.sines[2, slowest]) / 4, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"activation": "gelu"}, r"model\.activation: gelu"),
         ({"moe": {"experts": 4, "top_k": 2}}, r"model\.moe: experts"),
+        ({"norm": "layernorm"}, r"model\.norm: layernorm"),
+        ({"norm_place": "output"}, r"model\.norm_place: output"),
+        ({"parallel_residual": True}, r"model\.parallel_residual: "),
+        ({"sub_norm": True}, r"model\.sub_norm: "),
+        ({"window": 8}, r"model\.window: "),
+        ({"qk_norm": "all_heads"}, r"model\.qk_norm: all_heads"),
+        (
+            {
+                "latent": {"kv_rank": 8, "plain_dim": 8, "rope_dim": 4, "value_dim": 8},
+                "kv_heads": None,
+                "head_dim": None,
+            },
+            r"model\.latent: ",
+        ),
     ],
 )
 def test_networks_without_code_are_refused(changes: dict[str, Any], words: str) -> None:
