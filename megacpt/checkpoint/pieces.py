@@ -7,7 +7,9 @@ checkpoint is computed a piece at a time, while it is written.
 from __future__ import annotations
 
 import io
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +44,7 @@ from megacpt.errors import CheckpointError
 from megacpt.runtime.layout import is_first_rank
 
 COMMON = "common.pt"
+_Make = Callable[["Piece"], Tensor]
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,7 @@ class _Into(DefaultLoadPlanner):
         """It is in its place already."""
 
 
-def write_pieces(folder: Path, pieces: Sequence[Piece], make: Callable[[Piece], Tensor]) -> None:
+def write_pieces(folder: Path, pieces: Sequence[Piece], make: Callable[[Piece], Tensor], workers: int = 1) -> None:
     """Write a checkpoint's tensors, each block computed when its turn comes; every rank calls this, and does its part.
 
     The result has the format of Megatron Core's distributed checkpoints (``torch_dist``), with a file for each block.
@@ -194,7 +197,9 @@ def write_pieces(folder: Path, pieces: Sequence[Piece], make: Callable[[Piece], 
     Args:
         folder: an empty folder.
         pieces: blocks that make up whole tensors.
-        make: returns the numbers of a block on the CPU.
+        make: returns the numbers of a block on the CPU, in memory of its own, which is freed once they are written.
+        workers: threads of a rank that make blocks ahead, so many beside the one that is written; 1 makes each when
+            its turn comes.
 
     Raises:
         CheckpointError: if the disk is full or fails, or as `make` does.
@@ -202,13 +207,34 @@ def write_pieces(folder: Path, pieces: Sequence[Piece], make: Callable[[Piece], 
     # The largest first, dealt out in turns: a rank more or less than the others has little more to do.
     in_order = sorted(pieces, key=lambda piece: (-piece.numel, piece.name, piece.offsets))
     mine = in_order[dist.get_rank() :: dist.get_world_size()]
-    with explained(folder), _our_errors():
+    with explained(folder), _our_errors(), _ahead(mine, make, workers) as made:
         # One file a block: the writer holds a whole file's tensors until that file is complete.
         writer = dcp.FileSystemWriter(str(folder), single_file_per_rank=False)
-        dcp.save({}, storage_writer=writer, planner=_Computed(mine, make))
+        dcp.save({}, storage_writer=writer, planner=_Computed(mine, made))
         if is_first_rank():
             torch.save({}, folder / COMMON)
             save_config(CheckpointingConfig("torch_dist", 1), str(folder))
+
+
+@contextmanager
+def _ahead(pieces: Sequence[Piece], make: _Make, workers: int) -> Iterator[_Make]:
+    """Have the blocks that come next made by threads while one is written, asked for in the order of `pieces`."""
+    if workers == 1:
+        yield make
+        return
+    waiting = iter(pieces)
+    running: deque[Future[Tensor]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+
+        def made(_: Piece) -> Tensor:
+            while len(running) < workers + 1 and (following := next(waiting, None)) is not None:
+                running.append(pool.submit(make, following))
+            return running.popleft().result()
+
+        try:
+            yield made
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextmanager
@@ -229,6 +255,7 @@ class _Computed(SavePlanner):
     def __init__(self, pieces: Sequence[Piece], make: Callable[[Piece], Tensor]) -> None:
         self.items = {_index(piece): piece for piece in pieces}
         self.make = make
+        self.last = torch.empty(0)
 
     def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
         """There is nothing to prepare."""
@@ -247,7 +274,11 @@ class _Computed(SavePlanner):
 
     def resolve_data(self, write_item: WriteItem) -> Tensor:
         """Make a block."""
-        return self.make(self.items[write_item.index])
+        # The writer holds on to the block that it has written while it asks for the next.
+        if (memory := self.last.untyped_storage()).resizable():
+            memory.resize_(0)
+        self.last = self.make(self.items[write_item.index])
+        return self.last
 
 
 def _same_block(piece: Piece, chunk: ChunkStorageMetadata) -> bool:

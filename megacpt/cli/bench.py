@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from megacpt.cli.bench_convert import convert
 from megacpt.cli.bench_ternary import ternary
 
 if TYPE_CHECKING:
     from megacpt.bench.result import BenchResult, Interval
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed beside peers, and compare measurements.")
+app.command()(convert)
 app.command()(ternary)
 
 Arguments = Annotated[

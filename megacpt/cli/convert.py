@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from megacpt.cli import other_formats, tensors
 from megacpt.cli.bits import bits
+from megacpt.cli.hugging_face import from_hf, to_hf
+from megacpt.cli.making import Checkpoint, Dtype, exporting
 
 app = typer.Typer(no_args_is_help=True, help="Make checkpoints from checkpoints, and files that other programs read.")
 app.command()(bits)
-Checkpoint = Annotated[
-    Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or the folder of a run for its newest.")
-]
+app.command("from-hf")(from_hf)
+app.command("to-hf")(to_hf)
+for name, command in {**other_formats.COMMANDS, **tensors.COMMANDS}.items():
+    app.command(name)(command)
 
 
 class TernaryBits(str, Enum):
@@ -24,14 +26,6 @@ class TernaryBits(str, Enum):
 
     FOUR_A_BYTE = "2"
     FIVE_A_BYTE = "1.6"
-
-
-class Dtype(str, Enum):
-    """Of weights that are not quantised."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
 
 
 class MatrixType(str, Enum):
@@ -128,27 +122,8 @@ def pack(
     """
     from megacpt.convert.pack import pack as run
 
-    with _exporting(out, "packing") as told:
+    with exporting(out, "packing") as told:
         run(checkpoint, out, None if bits is None else bits.value, None if dtype is None else dtype.value, told)
-
-
-@app.command("to-hf")
-def to_hf(
-    checkpoint: Checkpoint,
-    out: Annotated[Path, typer.Option(help="A new folder; transformers loads it.")],
-    dtype: Annotated[Dtype | None, typer.Option(help="Of all weights; what the run computes in if left out.")] = None,
-) -> None:
-    """Write a checkpoint as a Llama of Hugging Face, quantised matrices as plain numbers.
-
-    Examples:
-      megacpt convert to-hf runs/english --out english-hf
-      megacpt convert to-hf runs/ternary --dtype bfloat16 --out ternary-hf
-      python -c "import transformers as t; print(t.AutoModelForCausalLM.from_pretrained('english-hf'))"
-    """
-    from megacpt.convert.to_hf import to_hf as run
-
-    with _exporting(out, "writing") as told:
-        run(checkpoint, out, None if dtype is None else dtype.value, told)
 
 
 @app.command("to-gguf")
@@ -172,7 +147,7 @@ def to_gguf(
     """
     from megacpt.convert.to_gguf import to_gguf as run
 
-    with _exporting(out, "writing") as told:
+    with exporting(out, "writing") as told:
         run(checkpoint, out, None if matrices is None else matrices.value, embedding.value, told)
 
 
@@ -195,29 +170,8 @@ def quantise(
     """
     from megacpt.convert.round_to_nearest import round_to_nearest as run
 
-    with _exporting(out, f"rounding to {bits} bits", shared=True) as told:
+    with exporting(out, f"rounding to {bits} bits", shared=True) as told:
         run(checkpoint, out, bits, group, told)
-
-
-@contextmanager
-def _exporting(out: Path, what: str, shared: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """A bar on the first rank while the block runs, and the name of what it made; `shared`: by all ranks."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from megacpt.errors import LayoutError
-    from megacpt.runtime.layout import is_first_rank, start_process_group, stop_process_group, world_size
-
-    start_process_group()
-    if world_size() > 1 and not shared:
-        raise LayoutError(f"this command is of one process, and here are {world_size()} ranks: run it without torchrun")
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not is_first_rank()) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, count: bar.update(task, completed=done, total=-(-count // world_size()))
-    if is_first_rank():
-        console.print(f"made: {out}", highlight=False)
-    stop_process_group()
 
 
 def _weights(text: str, count: int) -> list[float]:

@@ -19,7 +19,7 @@ from megacpt.config.upcycle import KEY
 from megacpt.config.yaml_text import read_document
 from megacpt.continuation.carry import carry_record
 from megacpt.continuation.changes import differences, settings
-from megacpt.continuation.ledger import Ledger, StageRecord
+from megacpt.continuation.ledger import CONVERTED, Ledger, StageRecord
 from megacpt.continuation.planning import plan_stage
 from megacpt.continuation.planning.settled import settled
 from megacpt.data.files import disk_full, write_bytes
@@ -53,12 +53,28 @@ def continued_config(
     named = run is not None or any(word.startswith("run=") for word in overrides)
     if not named and "run" not in read_document(stage_file).data:
         raise ConfigError(f"continue needs a folder for the new run: add --run runs/NAME (the parent is {trunk.run})")
-    steps = Ledger.read(parent).stage.steps
-    if steps < trunk.stage_steps:
+    stage = Ledger.read(parent).stage
+    if stage.kind == CONVERTED:  # no run of it was trained, whose settings could go on
+        _refuse_unsaid(parent, stage_file, overrides)
+        return overlay(trunk, stage_file, overrides, run, anew=("optim", "batch")), parent
+    if (steps := stage.steps) < trunk.stage_steps:
         log.warning(
             "%s is at step %d of %d of its stage; the new stage goes on from there", parent, steps, trunk.stage_steps
         )
     return overlay(trunk, stage_file, overrides, run), parent
+
+
+def _refuse_unsaid(parent: Path, stage_file: Path, overrides: Sequence[str]) -> None:
+    """Refuse a first stage on converted weights that does not say how it trains."""
+    said = read_document(stage_file).data
+    named = {"optim"} if isinstance(said.get("schedule"), str) else set()  # it brings its peak
+    named |= said.keys() | {word.partition(".")[0] for word in overrides}
+    missing = [key for key in ("optim", "batch") if key not in named]
+    if missing:
+        raise ConfigError(
+            f"{parent} was converted, and has no settings of training to go on with: the stage has to give "
+            f"{' and '.join(missing)}, such as optim.peak_lr=2e-5 batch.sequences=64 batch.seq_length=2048"
+        )
 
 
 def annealed_config(checkpoint: Path, tokens: str, run: Path, overrides: Sequence[str]) -> tuple[RunConfig, Path]:
@@ -170,7 +186,7 @@ def _warn_other_levels(config: RunConfig, before: Ledger) -> None:
 
 
 def _record(config: RunConfig, before: Ledger | None, parent: Path | None, tokenizer: Tokenizer) -> StageRecord:
-    entry = None if before is None else before.stage.rate if before.derived is None else 0.0
+    entry = None if before is None else 0.0 if before.weights_alone else before.stage.rate
     schedule = _schedule(config, before, parent)
     if before is not None:
         _refuse_cold(schedule, config, before, parent)
@@ -206,6 +222,8 @@ def _changes(config: RunConfig, parent: Path | None) -> dict[str, Any]:
     if parent is None:
         return {}
     found = differences(settings(load_run(parent / RUN)), settings(config))
+    if Ledger.read(parent).stage.kind == CONVERTED:
+        found = {key: pair for key, pair in found.items() if key.startswith("model.")}
     return {key: list(pair) for key, pair in found.items() if key not in OWN}
 
 
@@ -215,7 +233,7 @@ def _schedule(config: RunConfig, before: Ledger | None, parent: Path | None) -> 
     # A branch is annealed from the peak of the trunk stage that it leaves.
     peak = stage_peak(config.optim, max(trunks - 1, 0) if config.stage.kind == "anneal" else trunks)
     own = build_schedule(config.schedule, peak, config.stage.tokens, config.tokens_per_step)
-    if before is None or parent is None or before.derived is not None:
+    if before is None or parent is None or before.weights_alone:
         return own
     running = schedule_from_dict(before.stage.schedule)
     if own.kind == running.kind == "wsd_s":
@@ -228,14 +246,14 @@ def _schedule(config: RunConfig, before: Ledger | None, parent: Path | None) -> 
 
 def _refuse_cold(schedule: Schedule, config: RunConfig, before: Ledger, parent: Path | None) -> None:
     """Refuse to begin at a high rate on weights that come without an optimizer's state."""
-    if before.derived is None or (schedule.kind != "anneal" and schedule.warmup > config.tokens_per_step):
+    if not before.weights_alone or (schedule.kind != "anneal" and schedule.warmup > config.tokens_per_step):
         return
     way = "schedule.warmup=1%, or longer"
     if schedule.kind == "anneal":
         way = "begin a trunk stage with schedule.kind=rewarmed_cosine, whose rate goes up and then down"
     raise ConfigError(
-        f"schedule: {parent} holds weights alone ({before.derived.get('operation')}): the optimizer begins anew, and "
-        f"with it the rate has to rise over more than one step. Let it warm up: {way}"
+        f"schedule: {parent} holds weights alone ({(before.derived or {}).get('operation')}): the optimizer begins "
+        f"anew, and with it the rate has to rise over more than one step. Let it warm up: {way}"
     )
 
 
@@ -243,7 +261,7 @@ def _refuse_jump(schedule: Schedule, config: RunConfig, before: Ledger, parent: 
     """Refuse to continue an annealed checkpoint at a rate that nothing has warmed up to."""
     entry = before.stage.rate
     annealed = before.stage.kind == "anneal" or before.stage.phase in ("decay", "done")
-    if entry is None or not annealed or before.derived is not None:
+    if entry is None or not annealed or before.weights_alone:
         return
     first = schedule.rate(config.tokens_per_step, config.stage.tokens, entry)
     if schedule.kind == "rewarmed_cosine" and schedule.warmup > 0:

@@ -33,7 +33,7 @@ def carry_record(config: RunConfig, before: Ledger | None) -> dict[str, Any]:
     """
     if before is None:
         return {}
-    old = before.stage.optimizer if before.derived is None else {}
+    old = {} if before.weights_alone else before.stage.optimizer
     kind = old.get("optimizer")
     had = MEANS.get(str(kind), {})
     found: dict[str, Any] = {"optimizer": [kind, config.optim.optimizer]}

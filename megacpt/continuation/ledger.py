@@ -12,6 +12,7 @@ from megacpt.data.plan import DRAWN, Segment, Source, StagePlan
 from megacpt.errors import CheckpointError, DataError
 
 LEDGER = "ledger.json"
+CONVERTED = "converted"  # kind of the stage that stands for all that weights from elsewhere have seen
 FORMAT = 2
 # What may differ between two runs that end with the same weights; the id of a ledger leaves it out.
 VOLATILE = ("run", "layouts", "versions", "seconds")
@@ -25,7 +26,7 @@ class StageRecord:
 
     Attributes:
         name: the stage's name.
-        kind: ``trunk`` or ``anneal``.
+        kind: ``trunk``, ``anneal`` or `CONVERTED`.
         run: the run folder it was trained in.
         tokens: tokens consumed so far.
         steps: optimizer steps made so far.
@@ -109,7 +110,8 @@ class Ledger:
         tokenizer: spec, fingerprint and vocabulary size.
         model: the network's configuration.
         stages: oldest first.
-        derived: how the weights were made, if not by training: the operation (as ``average``) and what went into it.
+        derived: how the weights were made, if not by training: the operation (as ``average``) and what went into it;
+            ``optimizer: kept`` where the state of the optimizer and the place in the schedule went along.
     """
 
     parent: str | None
@@ -123,6 +125,11 @@ class Ledger:
     def stage(self) -> StageRecord:
         """The current stage."""
         return self.stages[-1]
+
+    @property
+    def weights_alone(self) -> bool:
+        """Whether the checkpoint has no optimizer's state and no rate to go on from."""
+        return self.derived is not None and self.derived.get("optimizer") != "kept"
 
     @property
     def tokens(self) -> int:

@@ -7,12 +7,11 @@ from typing import Any
 
 from megacpt.config import ModelConfig
 from megacpt.continuation.boundary import tokenizer_record, versions
-from megacpt.continuation.ledger import Ledger, StageRecord
+from megacpt.continuation.ledger import CONVERTED, Ledger, StageRecord
 from megacpt.data.plan import StagePlan
 from megacpt.data.tokenizer import Tokenizer
 from megacpt.optim.schedules import Schedule
 
-CONVERTED = "converted"
 # A rate of 0 over no tokens: what the weights were trained with is not known.
 _UNKNOWN = Schedule("constant", 0.0, 0.0, 0.0, 0, 0, 0, "linear", 0.0, 0)
 

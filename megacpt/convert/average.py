@@ -7,7 +7,7 @@ Averaging the last checkpoints of a constant rate stands in for the decay of the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 
 from megacpt.checkpoint.manifest import damage
-from megacpt.checkpoint.pieces import Piece, PieceReader, write_pieces
-from megacpt.checkpoint.store import Retention, Store, checkpoint_step, checkpoints, find_checkpoint
-from megacpt.config import dump, load_run
-from megacpt.continuation.boundary import RUN, create_run, started
-from megacpt.continuation.ledger import LEDGER, Ledger
+from megacpt.checkpoint.pieces import Piece, PieceReader
+from megacpt.checkpoint.store import checkpoint_step, checkpoints, find_checkpoint
+from megacpt.config import load_run
+from megacpt.continuation.boundary import RUN
+from megacpt.continuation.ledger import Ledger
+from megacpt.convert.derived import Progress, check_free, publish
 from megacpt.convert.seen import merged_stages
 from megacpt.errors import CheckpointError, ConfigError
-from megacpt.runtime.layout import is_first_rank, start_process_group
+from megacpt.runtime.layout import start_process_group
 
 # Keys of a model that say nothing about what its weights compute.
 _NAMES = ("name", "init_std")
-Progress = Callable[[int, int], None]
 
 
 def uniform(count: int) -> list[float]:
@@ -87,11 +87,41 @@ def average(
         ConfigError: the weights do not fit, or `out` holds a run already.
         CheckpointError: a checkpoint is damaged, or they are not of the same model.
     """
+    shares = _shares(weights if weights is not None else uniform(len(sources)), len(sources))
+    return _sum(sources, out, shares, "average", progress)
+
+
+def task_vectors(base: Path, tuned: Sequence[tuple[Path, float]], out: Path, progress: Progress | None = None) -> Path:
+    """Write a base plus multiples of what training changed in checkpoints that were continued from it.
+
+    A task vector is the difference of a continued checkpoint and its base; sums of such vectors join what was learned,
+    and a negative multiple takes it away (Ilharco et al. 2023, arXiv 2212.04089).
+
+    Args:
+        base: a checkpoint, or a run folder for its newest.
+        tuned: checkpoints likewise, each with the multiple of its vector.
+        out: a new folder.
+        progress: as for `average`.
+
+    Returns:
+        The new checkpoint.
+
+    Raises:
+        ConfigError: a multiple is no number, or `out` holds a run already.
+        CheckpointError: as `average`.
+    """
+    multiples = [multiple for _, multiple in tuned]
+    if not tuned or not all(map(math.isfinite, multiples)):
+        raise ConfigError(f"multiples of task vectors are numbers, at least one: {multiples}")
+    shares = [1.0 - math.fsum(multiples), *multiples]
+    return _sum([base, *(path for path, _ in tuned)], out, shares, "task-vectors", progress)
+
+
+def _sum(sources: Sequence[Path], out: Path, shares: list[float], operation: str, progress: Progress | None) -> Path:
+    """Write the weighted sum of checkpoints of one model; the last one gives the configuration."""
     start_process_group()
     folders = [find_checkpoint(path) for path in sources]
-    shares = _shares(weights if weights is not None else uniform(len(folders)), len(folders))
-    if started(out) is not None:
-        raise ConfigError(f"{out} holds a run already: give the average a folder of its own")
+    check_free(out)
     ledgers = [Ledger.read(folder) for folder in folders]
     _check_same_model(folders, ledgers)
     for folder in folders:
@@ -105,28 +135,17 @@ def average(
         parent=ledgers[-1].id,
         parent_path=str(folders[-1].resolve()),
         stages=merged_stages([ledger.stages for ledger in ledgers]),
-        derived={"operation": "average", "of": [ledger.id for ledger in ledgers], "weights": shares},
+        derived={"operation": operation, "of": [ledger.id for ledger in ledgers], "weights": shares},
     )
     config = load_run(folders[-1] / RUN).model_copy(update={"run": out})
-    pieces = readers[-1].pieces()
-    done = 0
 
-    def mean(piece: Piece) -> Tensor:
-        nonlocal done
+    def summed(piece: Piece) -> Tensor:
         total = torch.zeros(piece.sizes, dtype=torch.float64)
         for reader, share in zip(readers, shares, strict=True):
             total.add_(reader.read(piece), alpha=share)
-        done += 1
-        if progress is not None:
-            progress(done, len(pieces))
         return total.to(piece.dtype)
 
-    store = Store(out, Retention(last=None))
-    files = {LEDGER: ledger.to_json(), RUN: dump(config)}
-    made = store.publish(checkpoint_step(folders[-1]), lambda folder: write_pieces(folder, pieces, mean), files)
-    if is_first_rank():
-        create_run(config, ledger)
-    return made
+    return publish(config, ledger, checkpoint_step(folders[-1]), readers[-1].pieces(), summed, progress)
 
 
 def _shares(weights: Sequence[float], count: int) -> list[float]:

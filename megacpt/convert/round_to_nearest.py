@@ -12,16 +12,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from megacpt.checkpoint.pieces import Piece, PieceReader, write_pieces
-from megacpt.checkpoint.store import Retention, Store, checkpoint_step
-from megacpt.config import QuantiseConfig, dump
-from megacpt.continuation.boundary import RUN, create_run, started
-from megacpt.continuation.ledger import LEDGER
+from megacpt.checkpoint.pieces import Piece, PieceReader
+from megacpt.checkpoint.store import checkpoint_step
+from megacpt.config import QuantiseConfig
+from megacpt.convert.derived import check_free, publish
 from megacpt.convert.families import Source
 from megacpt.convert.weights import ROUNDED, ModelWeights, Progress, piece_of
 from megacpt.errors import ConfigError
 from megacpt.quant.matrix import quantise_matrix
-from megacpt.runtime.layout import is_first_rank
 
 
 def round_to_nearest(
@@ -50,8 +48,7 @@ def round_to_nearest(
     weights = ModelWeights(checkpoint)
     if weights.quantise is not None:
         raise ConfigError(f"{weights.folder} has quantised matrices already, and only a float model can be rounded")
-    if started(out) is not None:
-        raise ConfigError(f"{out} holds a run already: give the rounded model a folder of its own")
+    check_free(out)
     scale = {"scope": "group", "group": group, "format": "float16"}
     grid = QuantiseConfig.model_validate({"grid": "int", "bits": bits, "scale": scale, "parts": ["attention", "mlp"]})
     rounded = {
@@ -69,25 +66,15 @@ def round_to_nearest(
         derived={"operation": ROUNDED, "of": [weights.ledger.id], "grid": grid.model_dump(mode="json")},
     )
     config = weights.config.model_copy(update={"run": out})
-    done = 0
 
     def make(piece: Piece) -> Tensor:
-        nonlocal done
         found = reader.read(piece)
         source = rounded.get((piece.name, piece.offsets[0]))
-        done += 1
-        if progress is not None:
-            progress(done, len(pieces))
         if source is None:
             return found
         return quantise_matrix(found[0], grid, source.split_dim, source.halves).dense()[None]
 
-    store = Store(out, Retention(last=None))
-    files = {LEDGER: ledger.to_json(), RUN: dump(config)}
-    made = store.publish(checkpoint_step(weights.folder), lambda folder: write_pieces(folder, pieces, make), files)
-    if is_first_rank():
-        create_run(config, ledger)
-    return made
+    return publish(config, ledger, checkpoint_step(weights.folder), pieces, make, progress)
 
 
 def _check_group(sources: list[Source], group: int) -> None:

@@ -76,6 +76,8 @@ def write_gguf(
     if weights.model.activation != "swiglu":
         text = f"model.activation: llama.cpp's Llama computes swiglu, and this model {weights.model.activation}"
         raise ConfigError(text)
+    if weights.model.rope.scaling is not None and weights.model.rope.scaling.kind == "yarn":
+        raise ConfigError("model.rope.scaling.kind: yarn is not written to GGUF files: take linear or llama3")
     warn_of_activations(weights)
     kind = _checked_kind(weights, kind)
     sources = weights.sources(padded=False)
@@ -188,13 +190,13 @@ def _rope_factors(weights: Weights) -> Tensor | None:
         return None
     steps = torch.arange(0, weights.model.rotary_dim, 2, dtype=torch.float64) / weights.model.rotary_dim
     frequencies = rope.base**-steps
-    return (frequencies / scale_frequencies(frequencies, rope.scaling)).float()
+    return (frequencies / scale_frequencies(frequencies, rope)).float()
 
 
 def _row_order(weights: Weights, target: Target) -> Tensor:
     """In which order rows are written: llama.cpp's rotation pairs neighbours, ours the two halves of a head."""
     rows = torch.arange(target.shape[0])
-    heads = {"query": weights.model.heads, "key": weights.model.kv_heads}.get(target.rows)
+    heads = {"query": weights.model.heads, "key": weights.model.kv_heads}.get(target.rows.name)
     return rows if heads is None else rows.view(heads, 2, -1).transpose(1, 2).reshape(-1)
 
 

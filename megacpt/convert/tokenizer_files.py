@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
-from megacpt.data.tokenizer import BytesTokenizer, SentencePieceTokenizer, Tokenizer
+import torch.distributed as dist
+
+from megacpt.data.tokenizer import BytesTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
+from megacpt.errors import ConfigError, DataError
+from megacpt.runtime.layout import is_first_rank
 
 END = "<|endoftext|>"
-_BESIDE = ("tokenizer_config.json", "special_tokens_map.json")
+# What belongs to a tokenizer and goes wherever it goes. Several of them may hold the same tokenizer.
+MODELS = ("tokenizer.json", "tokenizer.model")
+_BESIDE = (
+    *MODELS,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
 
 
 def tokenizer_files(tokenizer: Tokenizer) -> tuple[str | None, dict[str, bytes]]:
@@ -20,7 +37,10 @@ def tokenizer_files(tokenizer: Tokenizer) -> tuple[str | None, dict[str, bytes]]
     if isinstance(tokenizer, BytesTokenizer):
         return None, _byte_files()
     source = Path(tokenizer.spec)
+    beside = {name: path.read_bytes() for name in _BESIDE if (path := source.parent / name).is_file()}
     if isinstance(tokenizer, SentencePieceTokenizer):
+        if "tokenizer_config.json" in beside:
+            return "tokenizer.model", {**beside, "tokenizer.model": source.read_bytes()}
         config = {
             "tokenizer_class": "LlamaTokenizer",
             "add_bos_token": False,
@@ -29,9 +49,54 @@ def tokenizer_files(tokenizer: Tokenizer) -> tuple[str | None, dict[str, bytes]]
             "legacy": False,
         }
         return "tokenizer.model", {"tokenizer.model": source.read_bytes(), "tokenizer_config.json": _json(config)}
-    found = {"tokenizer.json": source.read_bytes()}
-    found.update({name: path.read_bytes() for name in _BESIDE if (path := source.parent / name).is_file()})
-    return "tokenizer.json", found
+    return "tokenizer.json", {**beside, "tokenizer.json": source.read_bytes()}
+
+
+def adopt_tokenizer(folder: Path, out: Path, end: int | list[int] | None) -> Tokenizer:
+    """Copy the tokenizer of a model, with its chat template and settings of generation; ranks call this together.
+
+    Args:
+        folder: of the model.
+        out: a folder of the run.
+        end: the id that the model ends texts with, for a tokenizer that does not say it.
+
+    Raises:
+        ConfigError: the folder holds no tokenizer that is read here.
+        DataError: the tokenizer is damaged.
+    """
+    if not any((folder / name).is_file() for name in MODELS):
+        raise ConfigError(
+            f"{folder} holds no tokenizer ({' or '.join(MODELS)}): name the model's with --tokenizer, the path of a "
+            "file or folder, or `bytes`"
+        )
+    if is_first_rank():
+        out.mkdir(parents=True, exist_ok=True)
+        for name in _BESIDE:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, out / name)
+        _name_end(out, end)
+    dist.barrier()
+    return load_tokenizer(out)
+
+
+def _name_end(folder: Path, end: int | list[int] | None) -> None:
+    """Let tokenizer_config.json name the token that ends a text, where nothing does."""
+    path, file = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    generation = folder / "generation_config.json"
+    if end is None and generation.is_file():
+        end = json.loads(generation.read_bytes()).get("eos_token_id")
+    number = end[0] if isinstance(end, list) else end
+    if number is None or not file.is_file():
+        return
+    try:
+        load_tokenizer(folder)
+    except DataError:
+        content = json.loads(file.read_bytes())
+        words = {token["id"]: token["content"] for token in content.get("added_tokens", [])}
+        words |= {place: word for word, place in content["model"].get("vocab", {}).items()}
+        if number in words:
+            known = json.loads(path.read_bytes()) if path.is_file() else {}
+            path.write_bytes(_json({**known, "eos_token": words[number]}))
 
 
 def sentencepiece_model(file: Path) -> Any:

@@ -6,6 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from megacpt.checkpoint.store import find_checkpoint, verify
 from megacpt.config import ModelConfig, QuantiseConfig, load_run
 from megacpt.continuation.boundary import RUN
 from megacpt.continuation.ledger import Ledger
-from megacpt.convert.families import LLAMA, Source, Target, check_names, row_numbers
+from megacpt.convert.families import LLAMA, Family, Source, Target, check_names
 from megacpt.data.tokenizer import Tokenizer, load_tokenizer
 from megacpt.errors import CheckpointError
 from megacpt.quant.matrix import Quantised, quantise_matrix
@@ -36,6 +37,7 @@ class Weights(ABC):
         tokenizer: that it was trained with.
         quantise: the grid that its matrices lie on, if they do.
         name: what the model is called.
+        family: names its tensors; None for the names of a Llama.
 
     Attributes:
         vocab: rows of embedding and head, those that only pad the vocabulary included.
@@ -45,15 +47,24 @@ class Weights(ABC):
         ConfigError: its tensors have no names in the family.
     """
 
-    def __init__(self, model: ModelConfig, tokenizer: Tokenizer, quantise: QuantiseConfig | None, name: str) -> None:
-        check_names(model)
+    def __init__(
+        self,
+        model: ModelConfig,
+        tokenizer: Tokenizer,
+        quantise: QuantiseConfig | None,
+        name: str,
+        family: Family | None = None,
+    ) -> None:
+        if family is None:
+            check_names(model)
+        self.family = family or LLAMA
         self.model, self.tokenizer, self.quantise, self.name = model, tokenizer, quantise, name
         self.vocab = model.padded_vocab(tokenizer.vocab_size)
         self.words = model.vocab_size or tokenizer.vocab_size
 
     def sources(self, padded: bool) -> list[Source]:
         """Return every tensor; with `padded`, embedding and head with the rows that only pad the vocabulary."""
-        return list(LLAMA.sources(self.model, self.vocab, self.vocab if padded else self.words))
+        return list(self.family.sources(self.model, self.vocab, self.vocab if padded else self.words))
 
     def is_quantised(self, source: Source) -> bool:
         """Whether the model uses a matrix on its grid."""
@@ -76,20 +87,22 @@ class ModelWeights(Weights):
 
     Args:
         path: a checkpoint, or a run folder for its newest; every hash is looked at.
+        choose: gives the family that names its tensors; the names of a Llama, if left out.
 
     Raises:
         CheckpointError: it is missing or damaged, or its tokenizer is not the one that it was trained with.
         ConfigError: its tensors have no names in the family.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, choose: Callable[[ModelConfig, Ledger], Family] | None = None) -> None:
         start_process_group()
         self.folder = find_checkpoint(path)
         verify(self.folder)
         self.config = load_run(self.folder / RUN)
         self.ledger = Ledger.read(self.folder)
         model, tokenizer = self.config.model, load_tokenizer(self.config.tokenizer)
-        super().__init__(model, tokenizer, grid_of(model, self.ledger), model.name or self.ledger.stage.name)
+        family = None if choose is None else choose(model, self.ledger)
+        super().__init__(model, tokenizer, grid_of(model, self.ledger), model.name or self.ledger.stage.name, family)
         if tokenizer.fingerprint != self.ledger.tokenizer["fingerprint"]:
             raise CheckpointError(f"{self.config.tokenizer} is not the tokenizer that {self.folder} was trained with")
         self._reader = PieceReader(self.folder)
@@ -104,15 +117,20 @@ class ModelWeights(Weights):
     ) -> Iterator[tuple[Source, Target, Tensor | Quantised]]:
         """See `Weights.tensors`."""
         for done, source in enumerate(sources, 1):
-            whole = self._matrix(source)
-            for target in source.targets:
-                yield source, target, take(whole, row_numbers(self.model, target.rows), target.shape[0])
-            del whole
+            if source.targets:
+                yield from self._parts(source)
             if progress is not None:
                 progress(done, len(sources))
 
-    def _matrix(self, source: Source) -> Tensor | Quantised:
+    def _parts(self, source: Source) -> Iterator[tuple[Source, Target, Tensor | Quantised]]:
         stored = self._reader.read(piece_of(source, self.model.layers)).view(source.shape)
+        for expert, targets in groupby(source.targets, key=lambda target: target.expert):
+            whole = self._matrix(source, stored if expert is None else stored[expert])
+            for target in targets:
+                yield source, target, take(whole, target.rows.numbers(self.model, source.rows), target.shape[0])
+            del whole
+
+    def _matrix(self, source: Source, stored: Tensor) -> Tensor | Quantised:
         if self.quantise is None or not self.is_quantised(source):
             return stored
         if self.model.quantise is None:  # rounded after training: the stored weights are on the grid
@@ -127,6 +145,9 @@ class ModelWeights(Weights):
 
 def piece_of(source: Source, layers: int) -> Piece:
     """Return which block of which stored tensor a source is."""
+    if source.experts is not None:
+        (first, every), (_, *matrix) = source.experts, source.shape
+        return Piece(source.name, (first, 0, 0), source.shape, (every, *matrix), torch.float32)
     if source.layer is None:
         return Piece(source.name, (0,) * len(source.shape), source.shape, source.shape, torch.float32)
     offsets = (source.layer, *[0] * len(source.shape))

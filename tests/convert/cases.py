@@ -106,3 +106,71 @@ def reread(checkpoint: str, parts: int) -> bool:
             if first < last and not torch.equal(reader.read(block), tensor[..., first:last]):
                 return False
     return True
+
+
+def made(operation: str, out: str, **arguments: Any) -> dict[str, Any]:
+    """Make a checkpoint from others; ``checkpoint``: where it is, or ``error``: kind and text."""
+    from megacpt.convert import average as averages
+    from megacpt.convert.reshard import reshard
+    from megacpt.convert.resize_vocab import resize_vocab
+
+    try:
+        if operation == "task_vectors":
+            tuned = [(Path(path), scale) for path, scale in arguments["tuned"]]
+            found = averages.task_vectors(Path(arguments["base"]), tuned, Path(out))
+        else:
+            run = {"reshard": reshard, "resize_vocab": resize_vocab}[operation]
+            found = run(Path(arguments.pop("checkpoint")), Path(out), **arguments)  # type: ignore[operator]
+    except MegacptError as error:
+        return {"error": (type(error).__name__, str(error))}
+    return {"checkpoint": str(found)}
+
+
+def spoiled(checkpoint: str, out: str, name: str) -> str:
+    """A folder of tensors as those of a checkpoint, with one number of layer 1 of a tensor made none."""
+    from megacpt.checkpoint.pieces import write_pieces
+
+    reader = PieceReader(Path(checkpoint))
+
+    def make(piece: Piece) -> Tensor:
+        found = reader.read(piece).clone()
+        if piece.name == name and piece.offsets == (1, 0, 0):
+            found.view(-1)[3] = float("nan")
+        return found
+
+    Path(out).mkdir(parents=True, exist_ok=True)
+    write_pieces(Path(out), reader.pieces(), make)
+    return out
+
+
+def whole_weights(checkpoint: str) -> dict[str, np.ndarray]:
+    """The weights of a checkpoint, whole, by their names in it."""
+    reader = PieceReader(Path(checkpoint))
+    return {
+        name: reader.read(Piece(name, (0,) * len(shape), shape, shape, torch.float32)).numpy()
+        for name, shape in reader.shapes().items()
+    }
+
+
+def different_weights(checkpoints: list[str]) -> list[str]:
+    """Names of the weights in which two checkpoints are not bitwise the same."""
+    ours, theirs = (whole_weights(folder) for folder in checkpoints)
+    both = ours.keys() & theirs.keys()
+    return sorted(
+        {name for name in both if not np.array_equal(ours[name], theirs[name])} | (ours.keys() ^ theirs.keys())
+    )
+
+
+def whole_state(checkpoints: list[str]) -> list[str]:
+    """Names of the tensors, the optimizer's too, in which two checkpoints are not bitwise the same."""
+    readers = [PieceReader(Path(folder)) for folder in checkpoints]
+    shapes = [reader.shapes(weights_only=False) for reader in readers]
+    if shapes[0] != shapes[1]:
+        return sorted(set(shapes[0]) ^ set(shapes[1]))
+    found = []
+    for name, shape in shapes[0].items():
+        piece = Piece(name, (0,) * len(shape), shape, shape, torch.float32)
+        ours, theirs = (reader.read(piece) for reader in readers)
+        if not torch.equal(ours, theirs):
+            found.append(name)
+    return found

@@ -14,6 +14,7 @@ from megacpt.checkpoint.pieces import Piece, PieceReader
 from megacpt.config import ModelConfig, load_run
 from megacpt.continuation.opened import open_model
 from megacpt.convert.bits import bits_of_checkpoint
+from megacpt.convert.from_hf import from_hf
 from megacpt.convert.pack import pack
 from megacpt.convert.packed_folder import PackedFolder
 from megacpt.convert.round_to_nearest import round_to_nearest
@@ -25,6 +26,7 @@ from megacpt.quant.matrix import quantise_matrix
 
 OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "pack": pack,
+    "from_hf": from_hf,
     "to_hf": to_hf,
     "to_gguf": to_gguf,
     "round_to_nearest": round_to_nearest,

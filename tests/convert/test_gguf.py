@@ -112,6 +112,14 @@ def test_scales_of_narrow_groups_fit_no_block(pools: Pools, stream: str, tmp_pat
     assert {tensor.tensor_type.name for tensor in tensors(tmp_path / "model.gguf").values()} == {"F16", "F32"}
 
 
+def test_a_scaling_that_is_not_written_is_refused(pools: Pools, stream: str, tmp_path: Path) -> None:
+    rope = {"scaling": {"kind": "yarn", "factor": 4, "original_length": 32}}
+    checkpoint = trained(pools, tmp_path / "run", stream, model={"rope": rope})
+    found = refused(pools, "to_gguf", checkpoint, tmp_path / "model.gguf")
+    assert found is not None
+    assert "model.rope.scaling.kind: yarn is not written to GGUF files" in found[1]
+
+
 def test_a_float_model_has_no_ternary_form(pools: Pools, stream: str, tmp_path: Path) -> None:
     checkpoint = trained(pools, tmp_path / "run", stream, model={"tied_embeddings": True, "bias": True})
     found = refused(pools, "to_gguf", checkpoint, tmp_path / "model.gguf", kind="tq1_0")

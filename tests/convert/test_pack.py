@@ -135,7 +135,7 @@ def test_a_rounded_model_is_evaluated_and_says_what_it_is(
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], abs=1e-3)
     again = refused(pools, "round_to_nearest", plain, out, bits=8, group=16)
-    assert again == ("ConfigError", f"{out} holds a run already: give the rounded model a folder of its own")
+    assert again == ("ConfigError", f"{out} holds a run already: choose another --out, or remove it")
 
 
 def test_files_are_cut_at_tensors(pools: Pools, ternary: Path, tmp_path: Path) -> None:

@@ -78,7 +78,8 @@ def test_the_command_writes_the_dtype_that_is_asked_for(plain: Path, tmp_path: P
     for dtype in ("float32", "bfloat16"):
         done = command("convert", "to-hf", plain, "--dtype", dtype, "--out", dtype, folder=tmp_path)
         assert done.status == 0, done.err
-        assert done.err.strip().endswith(f"made: {dtype}")
+        assert f"made: {dtype}" in done.err
+        assert "the same function" in done.err
     exact, short = loaded(tmp_path / "float32"), loaded(tmp_path / "bfloat16", torch.bfloat16)
     assert short.config.dtype == torch.bfloat16
     for (name, due), found in zip(exact.named_parameters(), short.parameters(), strict=True):
@@ -137,8 +138,15 @@ def test_every_reason_is_given_at_once() -> None:
 
 
 def test_a_refused_model_leaves_nothing(pools: Pools, stream: str, tmp_path: Path) -> None:
-    checkpoint = trained(pools, tmp_path / "run", stream, model={"qk_norm": True})
+    checkpoint = trained(pools, tmp_path / "run", stream, model={"qk_norm": True, "rope": {"share": 0.5}})
     found = refused(pools, "to_hf", checkpoint, tmp_path / "hf")
     assert found is not None
     assert found[0] == "ConfigError"
+    assert "a Qwen 3: model.rope.share: a Qwen 3 rotates all dimensions of a head, not 0.5 of them" in found[1]
+    found = refused(pools, "to_hf", checkpoint, tmp_path / "hf", family="qwen2")
+    assert found is not None
+    assert "model.qk_norm: a Qwen 2 does not normalise queries and keys" in found[1]
+    found = refused(pools, "to_hf", checkpoint, tmp_path / "hf", family="qwen1")
+    assert found is not None
+    assert "--family qwen1; did you mean 'qwen" in found[1]
     assert not [path for path in tmp_path.iterdir() if "hf" in path.name]

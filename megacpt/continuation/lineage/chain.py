@@ -94,7 +94,7 @@ def check_parent(node: Node, forest: Forest) -> Iterator[str]:
                 "the run of that checkpoint: its stages are others"
             )
         return
-    before = node.origin if parent.ledger.derived is None else None  # averaged weights have no rate to go on from
+    before = None if parent.ledger.weights_alone else node.origin  # averaged weights have no rate to go on from
     if before is not None and None not in (before.rate, node.stage.entry_rate) and before.rate != node.stage.entry_rate:
         yield f"{node.folder} began at the rate {node.stage.entry_rate}, and its parent stopped at {before.rate}"
 
