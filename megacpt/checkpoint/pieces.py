@@ -1,50 +1,36 @@
-"""Checkpoints piece by piece: what is stored of each global tensor, read and written without holding a whole model.
+"""Checkpoints piece by piece: what is stored of each global tensor, read without holding a whole model.
 
-A piece is a block of a global tensor, as one rank once wrote it. Pieces are read whatever layout wrote them, and a new
-checkpoint is computed a piece at a time, while it is written.
+A piece is a block of a global tensor, as one rank once wrote it. Pieces are read whatever layout wrote them;
+`block_writer` writes a new checkpoint of them.
 """
 
 from __future__ import annotations
 
 import io
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
-import torch.distributed as dist
-from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, create_default_global_save_plan
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
-    TensorProperties,
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import (
     LoadPlan,
     ReadItem,
-    SavePlan,
-    SavePlanner,
-    TensorWriteData,
-    WriteItem,
-    WriteItemType,
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from megacpt.checkpoint.tensors import OPTIMIZER, check_metadata, explained
+from megacpt.checkpoint.tensors import OPTIMIZER, check_metadata
 from megacpt.errors import CheckpointError
-from megacpt.runtime.layout import is_first_rank
 
 COMMON = "common.pt"
-_Make = Callable[["Piece"], Tensor]
 
 
 @dataclass(frozen=True)
@@ -131,7 +117,7 @@ class PieceReader:
 
     def _stored(self, piece: Piece) -> Tensor:
         """Return a block that is stored as such, without a second copy in memory."""
-        place = self.metadata.storage_data[_index(piece)]
+        place = self.metadata.storage_data[index_of(piece)]
         try:
             with (self.folder / place.relative_path).open("rb") as file:
                 stretch = cast("BinaryIO", _Stretch(file, place.offset, place.length))
@@ -189,107 +175,10 @@ class _Into(DefaultLoadPlanner):
         """It is in its place already."""
 
 
-def write_pieces(folder: Path, pieces: Sequence[Piece], make: Callable[[Piece], Tensor], workers: int = 1) -> None:
-    """Write a checkpoint's tensors, each block computed when its turn comes; every rank calls this, and does its part.
-
-    The result has the format of Megatron Core's distributed checkpoints (``torch_dist``), with a file for each block.
-
-    Args:
-        folder: an empty folder.
-        pieces: blocks that make up whole tensors.
-        make: returns the numbers of a block on the CPU, in memory of its own, which is freed once they are written.
-        workers: threads of a rank that make blocks ahead, so many beside the one that is written; 1 makes each when
-            its turn comes.
-
-    Raises:
-        CheckpointError: if the disk is full or fails, or as `make` does.
-    """
-    # The largest first, dealt out in turns: a rank more or less than the others has little more to do.
-    in_order = sorted(pieces, key=lambda piece: (-piece.numel, piece.name, piece.offsets))
-    mine = in_order[dist.get_rank() :: dist.get_world_size()]
-    with explained(folder), _our_errors(), _ahead(mine, make, workers) as made:
-        # One file a block: the writer holds a whole file's tensors until that file is complete.
-        writer = dcp.FileSystemWriter(str(folder), single_file_per_rank=False)
-        dcp.save({}, storage_writer=writer, planner=_Computed(mine, made))
-        if is_first_rank():
-            torch.save({}, folder / COMMON)
-            save_config(CheckpointingConfig("torch_dist", 1), str(folder))
-
-
-@contextmanager
-def _ahead(pieces: Sequence[Piece], make: _Make, workers: int) -> Iterator[_Make]:
-    """Have the blocks that come next made by threads while one is written, asked for in the order of `pieces`."""
-    if workers == 1:
-        yield make
-        return
-    waiting = iter(pieces)
-    running: deque[Future[Tensor]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-
-        def made(_: Piece) -> Tensor:
-            while len(running) < workers + 1 and (following := next(waiting, None)) is not None:
-                running.append(pool.submit(make, following))
-            return running.popleft().result()
-
-        try:
-            yield made
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextmanager
-def _our_errors() -> Iterator[None]:
-    """Pass on the error of a rank in place of the one that torch wraps around it."""
-    try:
-        yield
-    except dcp.CheckpointException as error:
-        for failure, _ in error.failures.values():
-            if isinstance(failure, CheckpointError):
-                raise failure from error
-        raise
-
-
-class _Computed(SavePlanner):
-    """Has each block made at the moment at which it is written."""
-
-    def __init__(self, pieces: Sequence[Piece], make: Callable[[Piece], Tensor]) -> None:
-        self.items = {_index(piece): piece for piece in pieces}
-        self.make = make
-        self.last = torch.empty(0)
-
-    def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
-        """There is nothing to prepare."""
-
-    def create_local_plan(self) -> SavePlan:
-        """Return this rank's blocks."""
-        return SavePlan([_write_item(piece) for piece in self.items.values()])
-
-    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
-        """Make the index of everything."""
-        return create_default_global_save_plan(all_plans)
-
-    def finish_plan(self, new_plan: SavePlan) -> SavePlan:
-        """Take the plan as it is."""
-        return new_plan
-
-    def resolve_data(self, write_item: WriteItem) -> Tensor:
-        """Make a block."""
-        # The writer holds on to the block that it has written while it asks for the next.
-        if (memory := self.last.untyped_storage()).resizable():
-            memory.resize_(0)
-        self.last = self.make(self.items[write_item.index])
-        return self.last
-
-
 def _same_block(piece: Piece, chunk: ChunkStorageMetadata) -> bool:
     return tuple(chunk.offsets) == piece.offsets and tuple(chunk.sizes) == piece.sizes
 
 
-def _index(piece: Piece) -> MetadataIndex:
+def index_of(piece: Piece) -> MetadataIndex:
+    """Return a block's place in the index of a checkpoint."""
     return MetadataIndex(piece.name, torch.Size(piece.offsets))
-
-
-def _write_item(piece: Piece) -> WriteItem:
-    chunk = ChunkStorageMetadata(torch.Size(piece.offsets), torch.Size(piece.sizes))
-    data = TensorWriteData(chunk, TensorProperties(dtype=piece.dtype), torch.Size(piece.shape))
-    return WriteItem(_index(piece), WriteItemType.SHARD, tensor_data=data)

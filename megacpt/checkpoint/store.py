@@ -137,20 +137,21 @@ class Store:
             self.queue.schedule_async_request(request)
         return self.path(step)
 
-    def publish(self, step: int, write: Callable[[Path], None], files: Mapping[str, str]) -> Path:
+    def publish(self, step: int, write: Callable[[Path], None], files: Mapping[str, str], go_on: bool = False) -> Path:
         """Write a checkpoint whose tensors `write` puts into the folder that it is given; every rank calls this.
 
         Args:
             step: as for `save`.
             write: runs on every rank; when it returns, this rank's part is written.
             files: as for `save`.
+            go_on: give `write` what an interrupted call has left.
 
         Raises:
             CheckpointError: as `save`, or as `write` does.
         """
         self.poll(wait=True)
         partial_folder = self.folder / f".step-{step:08d}.partial"
-        _on_first_rank(partial_folder, partial(self._make_room, partial_folder))
+        _on_first_rank(partial_folder, partial(self._make_room, partial_folder, go_on))
         write(partial_folder)
         self._finish(step, partial_folder, dict(files))
         return self.path(step)
@@ -161,11 +162,12 @@ class Store:
             with explained(self.folder):
                 self.queue.maybe_finalize_async_calls(blocking=wait)
 
-    def _make_room(self, partial_folder: Path) -> None:
-        """Make an empty folder, and remove what crashes left, at this step or another."""
+    def _make_room(self, partial_folder: Path, go_on: bool = False) -> None:
+        """Make an empty folder, and remove what crashes left, at this step (unless it is to go on) or another."""
         for left in self.folder.glob(".step-*.partial"):
-            shutil.rmtree(left, ignore_errors=True)
-        partial_folder.mkdir(parents=True)
+            if left != partial_folder or not go_on:
+                shutil.rmtree(left, ignore_errors=True)
+        partial_folder.mkdir(parents=True, exist_ok=go_on)
 
     def _finish(self, step: int, partial_folder: Path, files: dict[str, str]) -> None:
         """Add the small files and the manifest, flush, rename, and let superfluous checkpoints go."""

@@ -11,7 +11,7 @@ import typer
 from megacpt.cli import other_formats, tensors
 from megacpt.cli.bits import bits
 from megacpt.cli.hugging_face import from_hf, to_hf
-from megacpt.cli.making import Checkpoint, Dtype, exporting
+from megacpt.cli.making import Checkpoint, Destination, Dtype, NewRun, exporting, place
 
 app = typer.Typer(no_args_is_help=True, help="Make checkpoints from checkpoints, and files that other programs read.")
 app.command()(bits)
@@ -101,7 +101,8 @@ def average(
 @app.command()
 def pack(
     checkpoint: Checkpoint,
-    out: Annotated[Path, typer.Option(help="A new folder; `generate` runs it.")],
+    destination: Destination = None,
+    out: Annotated[Path | None, typer.Option(help="A new folder; `generate` runs it.")] = None,
     bits: Annotated[
         TernaryBits | None,
         typer.Option(help="Of a ternary weight: 2 (four a byte, the default) or 1.6 (five a byte)."),
@@ -122,14 +123,16 @@ def pack(
     """
     from megacpt.convert.pack import pack as run
 
-    with exporting(out, "packing") as told:
-        run(checkpoint, out, None if bits is None else bits.value, None if dtype is None else dtype.value, told)
+    made = place(destination, out)
+    with exporting(made, "packing") as told:
+        run(checkpoint, made, None if bits is None else bits.value, None if dtype is None else dtype.value, told)
 
 
 @app.command("to-gguf")
 def to_gguf(
     checkpoint: Checkpoint,
-    out: Annotated[Path, typer.Option(metavar="FILE.gguf", help="A new file; llama.cpp runs it.")],
+    destination: Destination = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.gguf", help="A new file; llama.cpp runs it.")] = None,
     matrices: Annotated[
         MatrixType | None,
         typer.Option(
@@ -147,15 +150,17 @@ def to_gguf(
     """
     from megacpt.convert.to_gguf import to_gguf as run
 
-    with exporting(out, "writing") as told:
-        run(checkpoint, out, None if matrices is None else matrices.value, embedding.value, told)
+    made = place(destination, out)
+    with exporting(made, "writing") as told:
+        run(checkpoint, made, None if matrices is None else matrices.value, embedding.value, told)
 
 
 @app.command()
 def quantise(
     checkpoint: Checkpoint,
-    out: Annotated[Path, typer.Option(help="A new folder; `eval`, `generate` and `convert pack` open it as a run.")],
     bits: Annotated[int, typer.Option(min=2, max=8, help="Of a weight, such as 3, 4, 6 or 8.")],
+    destination: Destination = None,
+    out: NewRun = None,
     group: Annotated[int, typer.Option(min=8, help="Weights of a row that share a scale.")] = 128,
 ) -> None:
     """Round the matrices of a float checkpoint to few bits: the baseline that ternary training is measured against.
@@ -170,8 +175,9 @@ def quantise(
     """
     from megacpt.convert.round_to_nearest import round_to_nearest as run
 
-    with exporting(out, f"rounding to {bits} bits", shared=True) as told:
-        run(checkpoint, out, bits, group, told)
+    made = place(destination, out)
+    with exporting(made, f"rounding to {bits} bits", shared=True) as told:
+        run(checkpoint, made, bits, group, told)
 
 
 def _weights(text: str, count: int) -> list[float]:

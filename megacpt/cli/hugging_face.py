@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from megacpt.cli.making import Checkpoint, Dtype, NewRun, exporting, verified
+from megacpt.cli.making import Checkpoint, Destination, Dtype, NewRun, exporting, place, verified
 
 Verify = Annotated[bool, typer.Option(help="Compare the logits of both with transformers, where it is installed.")]
 
@@ -16,7 +16,8 @@ def from_hf(
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="A folder with config.json, *.safetensors and the tokenizer.")
     ],
-    out: NewRun,
+    destination: Destination = None,
+    out: NewRun = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="bytes, or a path; for a model that comes without its tokenizer.")
     ] = None,
@@ -42,15 +43,17 @@ def from_hf(
     """
     from megacpt.convert.from_hf import from_hf as run
 
-    with exporting(out, "converting", shared=True) as told:
-        run(path, out, tokenizer, dtype.value, workers, allow_pickle, told)
+    made = place(destination, out)
+    with exporting(made, "converting", shared=True) as told:
+        run(path, made, tokenizer, dtype.value, workers, allow_pickle, told)
     if verify:
-        verified(out, path, out)
+        verified(made, path, made)
 
 
 def to_hf(
     checkpoint: Checkpoint,
-    out: Annotated[Path, typer.Option(help="A new folder; transformers loads it.")],
+    destination: Destination = None,
+    out: Annotated[Path | None, typer.Option(help="A new folder; transformers loads it.")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Of all weights; what the run computes in if left out.")] = None,
     family: Annotated[
         str | None,
@@ -68,7 +71,8 @@ def to_hf(
     """
     from megacpt.convert.to_hf import to_hf as run
 
-    with exporting(out, "writing") as told:
-        run(checkpoint, out, None if dtype is None else dtype.value, told, family=family)
+    made = place(destination, out)
+    with exporting(made, "writing") as told:
+        run(checkpoint, made, None if dtype is None else dtype.value, told, family=family)
     if verify:
-        verified(checkpoint, out, out)
+        verified(checkpoint, made, made)

@@ -16,7 +16,8 @@ Checkpoint = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or the folder of a run for its newest.")
 ]
 
-NewRun = Annotated[Path, typer.Option(help="A new folder; `eval`, `generate` and `continue` open it as a run.")]
+Destination = Annotated[Path | None, typer.Argument(metavar="DST", help="What is made; the same as --out.")]
+NewRun = Annotated[Path | None, typer.Option(help="A new folder; `eval`, `generate` and `continue` open it as a run.")]
 
 
 class Dtype(str, Enum):
@@ -25,6 +26,22 @@ class Dtype(str, Enum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
+
+
+def place(destination: Path | None, out: Path | None) -> Path:
+    """Return where to write, named as the second word or with ``--out``.
+
+    Raises:
+        ConfigError: it is named twice, or not at all.
+    """
+    from megacpt.errors import ConfigError
+
+    if destination is not None and out is not None:
+        raise ConfigError(f"--out {out}: what is made is named already, {destination}: remove one of both")
+    found = out if destination is None else destination
+    if found is None:
+        raise ConfigError("say where to write: a second path, or --out")
+    return found
 
 
 @contextmanager

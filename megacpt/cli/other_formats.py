@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from megacpt.cli.making import Checkpoint, Dtype, NewRun, exporting
+from megacpt.cli.making import Checkpoint, Destination, Dtype, NewRun, exporting, place
 
 Stored = Annotated[Dtype, typer.Option(help="In which the checkpoint keeps the weights; training goes on in float32.")]
 OfModel = Annotated[str, typer.Option(help="The model's tokenizer: bytes, or the path of a file or folder.")]
@@ -18,8 +18,9 @@ def from_megatron(
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="The folder that Megatron saved to, or one of its iterations.")
     ],
-    out: NewRun,
     tokenizer: OfModel,
+    destination: Destination = None,
+    out: NewRun = None,
     model: Annotated[
         str | None,
         typer.Option(help="A name from configs/models or a YAML file, where Megatron-LM's arguments are missing."),
@@ -38,13 +39,15 @@ def from_megatron(
     from megacpt.convert.adopt import adopt
     from megacpt.convert.megatron import open_megatron
 
-    with exporting(out, "converting", shared=True) as told:
-        adopt(open_megatron(path, model), out, tokenizer, "from-megatron", dtype.value, workers, told)
+    made = place(destination, out)
+    with exporting(made, "converting", shared=True) as told:
+        adopt(open_megatron(path, model), made, tokenizer, "from-megatron", dtype.value, workers, told)
 
 
 def to_megatron(
     checkpoint: Checkpoint,
-    out: Annotated[Path, typer.Option(help="A new folder; Megatron-LM takes it as --load.")],
+    destination: Destination = None,
+    out: Annotated[Path | None, typer.Option(help="A new folder; Megatron-LM takes it as --load.")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Of all weights; what the run computes in if left out.")] = None,
 ) -> None:
     """Write the weights of a checkpoint for Megatron-LM, in the format torch_dist, for any layout.
@@ -57,14 +60,16 @@ def to_megatron(
     """
     from megacpt.convert.megatron import to_megatron as run
 
-    with exporting(out, "writing") as told:
-        run(checkpoint, out, None if dtype is None else dtype.value, told)
+    made = place(destination, out)
+    with exporting(made, "writing") as told:
+        run(checkpoint, made, None if dtype is None else dtype.value, told)
 
 
 def from_neox(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder global_stepN of GPT-NeoX.")],
-    out: NewRun,
     tokenizer: OfModel,
+    destination: Destination = None,
+    out: NewRun = None,
     config: Annotated[
         Path | None, typer.Option(help="Its YAML file, or a folder of them; `configs` in PATH if left out.")
     ] = None,
@@ -82,8 +87,9 @@ def from_neox(
     from megacpt.convert.adopt import adopt
     from megacpt.convert.neox import open_neox
 
-    with exporting(out, "converting", shared=True) as told:
-        adopt(open_neox(path, config, allow_pickle), out, tokenizer, "from-neox", dtype.value, workers, told)
+    made = place(destination, out)
+    with exporting(made, "converting", shared=True) as told:
+        adopt(open_neox(path, config, allow_pickle), made, tokenizer, "from-neox", dtype.value, workers, told)
 
 
 def verify(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from megacpt.cli.making import Checkpoint, NewRun, exporting
+from megacpt.cli.making import Checkpoint, Destination, NewRun, exporting, place
 
 if TYPE_CHECKING:
     from megacpt.convert.inspection import Difference, Distance, Held
@@ -90,7 +90,7 @@ def task_vector(
             metavar="CHECKPOINT[:SCALE]", help="What a checkpoint learned since the base, times SCALE (1); repeat it."
         ),
     ],
-    out: NewRun,
+    out: Annotated[Path, typer.Option(help="A new folder; `eval`, `generate` and `continue` open it as a run.")],
 ) -> None:
     """Add to a base what continued checkpoints have learned, or take it away with a negative scale.
 
@@ -109,7 +109,8 @@ def task_vector(
 
 def resize_vocab(
     checkpoint: Checkpoint,
-    out: NewRun,
+    destination: Destination = None,
+    out: NewRun = None,
     vocab_size: Annotated[int | None, typer.Option(min=1, help="Words of the new vocabulary.")] = None,
     tokenizer: Annotated[
         str | None,
@@ -127,13 +128,17 @@ def resize_vocab(
     """
     from megacpt.convert.resize_vocab import resize_vocab as run
 
-    with exporting(out, "resizing", shared=True) as told:
-        run(checkpoint, out, vocab_size, tokenizer, multiple, told)
+    made = place(destination, out)
+    with exporting(made, "resizing", shared=True) as told:
+        run(checkpoint, made, vocab_size, tokenizer, multiple, told)
 
 
 def reshard(
     checkpoint: Checkpoint,
-    out: Annotated[Path, typer.Option(help="A new folder; the run in it resumes where the checkpoint is.")],
+    destination: Destination = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A new folder; the run in it resumes where the checkpoint is.")
+    ] = None,
     tensor: Annotated[int, typer.Option(min=1, help="parallel.tensor of the layout that will read it.")] = 1,
     expert: Annotated[int, typer.Option(min=1, help="parallel.expert of that layout.")] = 1,
 ) -> None:
@@ -147,8 +152,9 @@ def reshard(
     """
     from megacpt.convert.reshard import reshard as run
 
-    with exporting(out, "cutting anew", shared=True) as told:
-        run(checkpoint, out, tensor, expert, told)
+    made = place(destination, out)
+    with exporting(made, "cutting anew", shared=True) as told:
+        run(checkpoint, made, tensor, expert, told)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

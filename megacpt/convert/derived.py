@@ -8,7 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from megacpt.checkpoint.pieces import Piece, write_pieces
+from megacpt.checkpoint.block_writer import write_pieces
+from megacpt.checkpoint.pieces import Piece
 from megacpt.checkpoint.store import Retention, Store
 from megacpt.config import RunConfig, dump
 from megacpt.continuation.boundary import RUN, create_run, started
@@ -37,6 +38,7 @@ def publish(
     make: Callable[[Piece], Tensor],
     progress: Progress | None = None,
     workers: int = 1,
+    source: str | None = None,
 ) -> Path:
     """Write the checkpoint, each block computed when its turn comes, then the run around it; every rank calls this.
 
@@ -50,6 +52,7 @@ def publish(
         make: returns the numbers of a block on the CPU.
         progress: told after each block: how many of this rank's are made, and how many there are in all.
         workers: see `write_pieces`; with more than one, so many blocks more are held.
+        source: see `write_pieces`; what an interrupted call with the same one has written is kept.
 
     Returns:
         The checkpoint.
@@ -70,7 +73,9 @@ def publish(
 
     files = {LEDGER: ledger.to_json(), RUN: dump(config)}
     store = Store(config.run, Retention(last=None))
-    folder = store.publish(step, lambda place: write_pieces(place, pieces, made, workers), files)
+    folder = store.publish(
+        step, lambda place: write_pieces(place, pieces, made, workers, source), files, source is not None
+    )
     if is_first_rank():
         create_run(config, ledger)
     return folder

@@ -16,7 +16,8 @@ import torch
 from megatron.core.safe_globals import SAFE_GLOBALS
 from torch import Tensor
 
-from megacpt.checkpoint.pieces import COMMON, Piece, PieceReader, write_pieces
+from megacpt.checkpoint.block_writer import write_pieces
+from megacpt.checkpoint.pieces import COMMON, Piece, PieceReader
 from megacpt.checkpoint.store import find_checkpoint, verify
 from megacpt.checkpoint.tensors import METADATA
 from megacpt.config import ModelConfig, load_model, load_run

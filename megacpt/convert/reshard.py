@@ -11,8 +11,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from megacpt.checkpoint.block_writer import write_pieces
 from megacpt.checkpoint.manifest import MANIFEST
-from megacpt.checkpoint.pieces import Piece, PieceReader, write_pieces
+from megacpt.checkpoint.pieces import Piece, PieceReader
 from megacpt.checkpoint.store import Retention, Store, checkpoint_step, find_checkpoint, verify
 from megacpt.config import ModelConfig, dump, load_run
 from megacpt.continuation.boundary import RUN, create_run, started

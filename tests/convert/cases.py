@@ -128,7 +128,7 @@ def made(operation: str, out: str, **arguments: Any) -> dict[str, Any]:
 
 def spoiled(checkpoint: str, out: str, name: str) -> str:
     """A folder of tensors as those of a checkpoint, with one number of layer 1 of a tensor made none."""
-    from megacpt.checkpoint.pieces import write_pieces
+    from megacpt.checkpoint.block_writer import write_pieces
 
     reader = PieceReader(Path(checkpoint))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from megacpt.continuation.opened import open_model
+from megacpt.convert.from_hf import from_hf
 from megacpt.evaluate.generation import generate
 
 
@@ -55,3 +57,17 @@ def greedy(checkpoint: str, prompt: list[int], count: int, rows: int) -> list[in
     """The likeliest tokens behind a prompt, of the whole embedding."""
     engine, _, _ = open_model(Path(checkpoint))
     return generate(engine, prompt, count, vocab_size=rows)
+
+
+def told(folder: str, out: str, stop: int | None = None) -> int:
+    """Convert, stopped by a person after `stop` blocks; return how many blocks were made."""
+    blocks: list[int] = []
+
+    def progress(done: int, _: int) -> None:
+        if done - 1 == stop:
+            raise KeyboardInterrupt
+        blocks.append(done)
+
+    with suppress(KeyboardInterrupt):
+        from_hf(Path(folder), Path(out), "bytes", progress=progress)
+    return len(blocks)

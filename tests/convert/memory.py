@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megacpt.checkpoint.pieces import Piece, write_pieces
+from megacpt.checkpoint.block_writer import write_pieces
+from megacpt.checkpoint.pieces import Piece
 from megacpt.checkpoint.store import Store
 from megacpt.config import RunConfig, dump
 from megacpt.continuation.boundary import RUN, first_ledger

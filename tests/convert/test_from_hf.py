@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from megacpt.checkpoint.store import checkpoints
 from megacpt.config import load_run
 from megacpt.continuation.ledger import Ledger
 from megacpt.convert.packed_folder import CONFIG
@@ -53,7 +54,9 @@ def test_the_main_path(tmp_path: Path) -> None:
     }
     (tmp_path / "stage.yaml").write_text(yaml.safe_dump(stage))
     done = command("convert", "from-hf", "tiny", "--out", "run", "--tokenizer", "bytes", folder=tmp_path)
-    assert (done.status, done.err.strip().splitlines()[-1]) == (0, "made: run")
+    assert done.status == 0, done.err
+    assert "made: run\n" in done.err
+    assert "the same function" in done.err
     begin = ("continue", "run", "stage.yaml", "--run", "next")
     done = command(*begin, folder=tmp_path)
     assert done.status == 2
@@ -331,3 +334,24 @@ def test_memory_is_that_of_the_largest_tensor(tmp_path: Path) -> None:
     embedding = 4 * 16_000 * 768
     assert 2 * whole > 3 * embedding  # it is stored in 16 bits
     assert peak < 1.3 * embedding, f"{peak / embedding:.2f} embeddings"
+
+
+def test_an_interrupted_conversion_goes_on(pools: Pools, tmp_path: Path) -> None:
+    folder, run = save("llama", tmp_path / "hf"), tmp_path / "run"
+    told = {"folder": str(folder), "out": str(run)}
+    assert pools(1).run("tests.convert.hf_cases:told", **told, stop=9)[0] == 9
+    assert not list(run.glob("checkpoints/step-*"))
+    rest = pools(1).run("tests.convert.hf_cases:told", **told)[0]
+    whole = pools(1).run("tests.convert.hf_cases:told", folder=str(folder), out=str(tmp_path / "whole"))[0]
+    assert rest == whole - 9
+    same = [str(checkpoints(made)[-1]) for made in (run, tmp_path / "whole")]
+    assert pools(1).run("tests.convert.cases:different_weights", checkpoints=same)[0] == []
+
+
+def test_what_was_interrupted_of_other_files_is_not_taken(pools: Pools, tmp_path: Path) -> None:
+    folder, run = save("llama", tmp_path / "hf"), tmp_path / "run"
+    told = {"folder": str(folder), "out": str(run)}
+    pools(1).run("tests.convert.hf_cases:told", **told, stop=9)
+    edit(folder, lambda tensors: tensors["model.embed_tokens.weight"].add_(1))
+    rest = pools(1).run("tests.convert.hf_cases:told", **told)[0]
+    assert rest == pools(1).run("tests.convert.hf_cases:told", folder=str(folder), out=str(tmp_path / "whole"))[0]

@@ -58,7 +58,7 @@ def run(folder: Path, *arguments: str) -> str:
 @pytest.fixture(scope="module")
 def path(folder: Path) -> str:
     """The three commands; what they said."""
-    said = run(folder, "convert", "from-hf", "public", "--tokenizer", "bytes", "--out", "runs/public")
+    said = run(folder, "convert", "from-hf", "public", "runs/public", "--tokenizer", "bytes")
     said += run(folder, "continue", "runs/public", "stage.yaml", "--run", "runs/python")
     return said + run(folder, "convert", "to-hf", "runs/python", "--out", "python-hf")
 
@@ -96,3 +96,10 @@ def test_lm_eval_scores_the_export_as_the_run(pools: Pools, folder: Path) -> Non
     )
     np.testing.assert_allclose([nats for nats, _ in ours], [nats for nats, _ in theirs], atol=1e-3)
     assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
+
+
+def test_where_to_write_is_said_once(folder: Path) -> None:
+    for arguments, said in ((("public",), "say where to write"), (("public", "x", "--out", "y"), "named already, x")):
+        found = megacpt("convert", "from-hf", *arguments, folder=folder)
+        assert found.status == 2
+        assert said in found.err
