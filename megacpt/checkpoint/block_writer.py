@@ -29,10 +29,10 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, TensorWr
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from megacpt.checkpoint.manifest import digest
+from megacpt.checkpoint.manifest import Described, digest
 from megacpt.checkpoint.pieces import COMMON, Piece, index_of
 from megacpt.checkpoint.tensors import explained
-from megacpt.data.files import sync
+from megacpt.data.files import sync, write_bytes
 from megacpt.errors import CheckpointError
 from megacpt.runtime.layout import is_first_rank
 
@@ -42,7 +42,7 @@ Make = Callable[[Piece], Tensor]
 
 def write_pieces(
     folder: Path, pieces: Sequence[Piece], make: Make, workers: int = 1, source: str | None = None
-) -> None:
+) -> dict[str, Described]:
     """Write a checkpoint's tensors; every rank calls this, and does its part.
 
     Args:
@@ -53,6 +53,9 @@ def write_pieces(
             its turn comes.
         source: says what the blocks are made of. Blocks that an interrupted call with the same source has written are
             kept, if their files are whole. None begins anew.
+
+    Returns:
+        Size and hash of the files of this rank's blocks, as they were read back.
 
     Raises:
         CheckpointError: if the disk is full or fails, or as `make` does.
@@ -68,6 +71,7 @@ def write_pieces(
         if is_first_rank():
             torch.save({}, folder / COMMON)
             save_config(CheckpointingConfig("torch_dist", 1), str(folder))
+    return {name: kept[name] for name in map(_name, mine)}
 
 
 def _name(piece: Piece) -> str:
@@ -76,32 +80,37 @@ def _name(piece: Piece) -> str:
     return f"{sha256(said.encode()).hexdigest()[:24]}.distcp"
 
 
-def _kept(folder: Path, source: str | None) -> dict[str, int]:
-    """Return the files that an interrupted call has left whole, with their sizes, and remove all others."""
-    journals = sorted(folder.glob(_JOURNAL.format("*")))
-    lines = [line for journal in journals for line in _lines(journal)]
-    same = source is not None and bool(lines) and all(line.get("source") == source for line in lines)
-    written = {line["file"]: line for line in lines if same and "file" in line}
-    sizes = {path.name: path.stat().st_size for path in folder.glob("*.distcp")}
-    candidates = [name for name in sorted(written) if sizes.get(name) == written[name]["bytes"]]
+def _kept(folder: Path, source: str | None) -> dict[str, Described]:
+    """Return what an interrupted call has left whole, by its file; all else in the folder is removed."""
+    lines = [line for journal in sorted(folder.glob(_JOURNAL.format("*"))) for line in _lines(journal)]
+    written: dict[str, Described] = {
+        line["file"]: {"bytes": line["bytes"], "sha256": line["sha256"]}
+        for line in lines
+        if source is not None and line["source"] == source
+    }
+    candidates = [name for name in sorted(written) if (folder / name).is_file()]
     # The ranks share the reading, as it is all of what was written.
-    whole = [
-        name
+    whole = {
+        name: written[name]
         for name in candidates[dist.get_rank() :: dist.get_world_size()]
         if digest(folder / name) == written[name]["sha256"]
-    ]
-    everyone: list[list[str]] = [[]] * dist.get_world_size()
+    }
+    everyone: list[dict[str, Described]] = [{}] * dist.get_world_size()
     dist.all_gather_object(everyone, whole)
-    found = {name: sizes[name] for part in everyone for name in part}
+    found = {name: described for part in everyone for name, described in part.items()}
     if is_first_rank():
+        # In a file of its own: the last line of a journal may have been cut off, and nothing may follow it.
+        text = "".join(_line(source, name, described) for name, described in found.items())
+        write_bytes(folder / _JOURNAL.format("kept"), text.encode())
         for path in folder.iterdir():
-            if path.name not in found and path not in journals:
+            if path.name not in found and path.name != _JOURNAL.format("kept"):
                 path.unlink()
-        if not same:
-            for journal in journals:
-                journal.unlink()
     dist.barrier()
     return found
+
+
+def _line(source: str | None, name: str, described: Described) -> str:
+    return json.dumps({"source": source, "file": name, **described}) + "\n"
 
 
 def _lines(journal: Path) -> list[dict[str, Any]]:
@@ -120,11 +129,11 @@ class _Writer(dcp.FileSystemWriter):
 
     Args:
         folder: of the checkpoint.
-        kept: files that are there, with their sizes.
+        kept: what is there, by its file; what is written is added.
         source: see `write_pieces`.
     """
 
-    def __init__(self, folder: Path, kept: dict[str, int], source: str | None) -> None:
+    def __init__(self, folder: Path, kept: dict[str, Described], source: str | None) -> None:
         super().__init__(str(folder), single_file_per_rank=False)
         self.folder, self.kept, self.source = folder, kept, source
 
@@ -145,16 +154,13 @@ class _Writer(dcp.FileSystemWriter):
             torch.save(block if whole else block.clone(), temporary)
             del block
             sync(temporary)
-            size = temporary.stat().st_size
-            if self.source is not None:
-                line = {"source": self.source, "file": name, "bytes": size, "sha256": digest(temporary)}
+            self.kept[name] = {"bytes": temporary.stat().st_size, "sha256": digest(temporary)}
             temporary.replace(self.folder / name)
-            if self.source is not None:
-                journal.write(json.dumps(line) + "\n")
-                journal.flush()
-                os.fsync(journal.fileno())
-            self.kept[name] = size
-        return WriteResult(item.index, self.kept[name], _StorageInfo(name, 0, self.kept[name]))
+            journal.write(_line(self.source, name, self.kept[name]))
+            journal.flush()
+            os.fsync(journal.fileno())
+        size = self.kept[name]["bytes"]
+        return WriteResult(item.index, size, _StorageInfo(name, 0, size))
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Write the index, and remove what belongs to the writing alone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import torch.distributed as dist
 from megacpt.errors import CheckpointError
 
 MANIFEST = "manifest.json"
+Described = dict[str, Any]
+"""A file: its ``bytes`` and its ``sha256``."""
 
 
 def digest(path: Path) -> str:
@@ -34,7 +37,7 @@ def _share(paths: list[Path]) -> list[Path]:
     return paths[dist.get_rank() :: dist.get_world_size()]
 
 
-def _describe(paths: list[Path]) -> dict[str, dict[str, Any]]:
+def _describe(paths: list[Path]) -> dict[str, Described]:
     with ThreadPoolExecutor(4) as threads:
         return {
             path.name: {"bytes": path.stat().st_size, "sha256": found}
@@ -48,10 +51,17 @@ def _gather(mine: Any) -> list[Any]:
     return everyone
 
 
-def make_manifest(folder: Path) -> dict[str, Any]:
-    """Describe every file of `folder`, the ranks sharing the reading; every rank calls this and gets the whole."""
-    paths = sorted(p for p in folder.iterdir() if p.is_file() and p.name != MANIFEST)
-    files: dict[str, Any] = {}
+def make_manifest(folder: Path, known: Mapping[str, Described] | None = None) -> dict[str, Any]:
+    """Describe every file of `folder`, the ranks sharing the reading; every rank calls this and gets the whole.
+
+    Args:
+        folder: of the checkpoint.
+        known: files that this rank has read back already; nobody reads them again.
+    """
+    files: dict[str, Described] = {}
+    for part in _gather(dict(known or {})):
+        files.update(part)
+    paths = sorted(p for p in folder.iterdir() if p.is_file() and p.name != MANIFEST and p.name not in files)
     for part in _gather(_describe(_share(paths))):
         files.update(part)
     return {"format": 1, "files": dict(sorted(files.items()))}

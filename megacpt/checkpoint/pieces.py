@@ -31,6 +31,8 @@ from megacpt.checkpoint.tensors import OPTIMIZER, check_metadata
 from megacpt.errors import CheckpointError
 
 COMMON = "common.pt"
+LAYERS = "decoder.layers."
+"""How names of a layer's tensors begin; its number follows, unless layers are stacked in a leading dim."""
 
 
 @dataclass(frozen=True)

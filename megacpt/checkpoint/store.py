@@ -15,7 +15,7 @@ from typing import Any
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 
-from megacpt.checkpoint.manifest import MANIFEST, damage, incomplete, make_manifest
+from megacpt.checkpoint.manifest import MANIFEST, Described, damage, incomplete, make_manifest
 from megacpt.checkpoint.tensors import check_index, explained, load_tensors, save_tensors, without_what_lacks
 from megacpt.data.files import sync
 from megacpt.errors import CheckpointError
@@ -137,12 +137,15 @@ class Store:
             self.queue.schedule_async_request(request)
         return self.path(step)
 
-    def publish(self, step: int, write: Callable[[Path], None], files: Mapping[str, str], go_on: bool = False) -> Path:
+    def publish(
+        self, step: int, write: Callable[[Path], Mapping[str, Described]], files: Mapping[str, str], go_on: bool = False
+    ) -> Path:
         """Write a checkpoint whose tensors `write` puts into the folder that it is given; every rank calls this.
 
         Args:
             step: as for `save`.
-            write: runs on every rank; when it returns, this rank's part is written.
+            write: runs on every rank; when it returns, this rank's part is written, and it returns size and hash of
+                the files that it has read back.
             files: as for `save`.
             go_on: give `write` what an interrupted call has left.
 
@@ -152,8 +155,7 @@ class Store:
         self.poll(wait=True)
         partial_folder = self.folder / f".step-{step:08d}.partial"
         _on_first_rank(partial_folder, partial(self._make_room, partial_folder, go_on))
-        write(partial_folder)
-        self._finish(step, partial_folder, dict(files))
+        self._finish(step, partial_folder, dict(files), write(partial_folder))
         return self.path(step)
 
     def poll(self, wait: bool = False) -> None:
@@ -169,11 +171,13 @@ class Store:
                 shutil.rmtree(left, ignore_errors=True)
         partial_folder.mkdir(parents=True, exist_ok=go_on)
 
-    def _finish(self, step: int, partial_folder: Path, files: dict[str, str]) -> None:
+    def _finish(
+        self, step: int, partial_folder: Path, files: dict[str, str], known: Mapping[str, Described] | None = None
+    ) -> None:
         """Add the small files and the manifest, flush, rename, and let superfluous checkpoints go."""
         _on_first_rank(partial_folder, partial(_write_texts, partial_folder, files))
         with explained(partial_folder):
-            manifest = make_manifest(partial_folder)
+            manifest = make_manifest(partial_folder, known)
         _on_first_rank(partial_folder, partial(self._publish, step, partial_folder, manifest))
 
     def _publish(self, step: int, partial_folder: Path, manifest: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from megacpt.checkpoint.block_writer import write_pieces
+from megacpt.checkpoint.block_writer import Make, write_pieces
 from megacpt.checkpoint.pieces import Piece
 from megacpt.checkpoint.store import Retention, Store
 from megacpt.config import RunConfig, dump
@@ -35,7 +35,7 @@ def publish(
     ledger: Ledger,
     step: int,
     pieces: Sequence[Piece],
-    make: Callable[[Piece], Tensor],
+    make: Make,
     progress: Progress | None = None,
     workers: int = 1,
     source: str | None = None,
@@ -62,15 +62,7 @@ def publish(
         CheckpointError: the disk fails, or as `make` does.
     """
     check_free(config.run)
-    done = itertools.count(1)
-
-    def made(piece: Piece) -> Tensor:
-        found = make(piece)
-        number = next(done)
-        if progress is not None:
-            progress(number, len(pieces))
-        return found
-
+    made = counted(make, len(pieces), progress)
     files = {LEDGER: ledger.to_json(), RUN: dump(config)}
     store = Store(config.run, Retention(last=None))
     folder = store.publish(
@@ -79,3 +71,17 @@ def publish(
     if is_first_rank():
         create_run(config, ledger)
     return folder
+
+
+def counted(make: Make, total: int, progress: Progress | None) -> Make:
+    """Let `progress` hear of each block that is made: how many there are so far, and how many in all."""
+    done = itertools.count(1)
+
+    def made(piece: Piece) -> Tensor:
+        found = make(piece)
+        number = next(done)
+        if progress is not None:
+            progress(number, total)
+        return found
+
+    return made

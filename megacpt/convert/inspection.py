@@ -11,12 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megacpt.checkpoint.pieces import Piece, PieceReader
+from megacpt.checkpoint.pieces import LAYERS, Piece, PieceReader
 from megacpt.convert.derived import Progress
 from megacpt.errors import CheckpointError
 
-_LAYER = re.compile(r"(?<=decoder\.layers\.)(\d+)(?=\.)")
-STACKED = "decoder.layers."
+_NUMBER = re.compile(rf"(?<={re.escape(LAYERS)})(\d+)(?=\.)")
 Place = tuple[str, int | None]
 """Name of a tensor, with ``*`` for the number of its layer, and that number; None for a tensor of no layer."""
 
@@ -248,11 +247,11 @@ def parts(piece: Piece, block: Tensor) -> Iterator[tuple[Place, Tensor]]:
         piece: which block it is.
         block: its numbers, [*piece.sizes].
     """
-    numbered = _LAYER.search(piece.name)
+    numbered = _NUMBER.search(piece.name)
     if numbered is not None:
-        yield (_LAYER.sub("*", piece.name), int(numbered[1])), block
-    elif STACKED in piece.name:
-        name = piece.name.replace(STACKED, STACKED + "*.")
+        yield (_NUMBER.sub("*", piece.name), int(numbered[1])), block
+    elif LAYERS in piece.name:
+        name = piece.name.replace(LAYERS, LAYERS + "*.")
         for row, numbers in enumerate(block, piece.offsets[0]):
             yield (name, row), numbers
     else:

@@ -17,17 +17,17 @@ from megatron.core.safe_globals import SAFE_GLOBALS
 from torch import Tensor
 
 from megacpt.checkpoint.block_writer import write_pieces
-from megacpt.checkpoint.pieces import COMMON, Piece, PieceReader
+from megacpt.checkpoint.pieces import COMMON, LAYERS, Piece, PieceReader
 from megacpt.checkpoint.store import find_checkpoint, verify
 from megacpt.checkpoint.tensors import METADATA
 from megacpt.config import ModelConfig, load_model, load_run
 from megacpt.continuation.boundary import RUN
 from megacpt.continuation.ledger import LEDGER, Ledger
-from megacpt.convert.derived import Progress
+from megacpt.convert.derived import Progress, counted
 from megacpt.convert.families.megatron import MEGATRON
 from megacpt.convert.foreign import Foreign, exact_multiple
 from megacpt.convert.matching import check_tensors
-from megacpt.convert.megatron_names import LAYERS, arguments, model_keys, names_here, to_theirs
+from megacpt.convert.megatron_names import arguments, model_keys, names_here, to_theirs
 from megacpt.convert.output import appearing
 from megacpt.convert.weight_files import Stored, WeightFiles
 from megacpt.convert.weights import DTYPES
@@ -64,15 +64,7 @@ def to_megatron(checkpoint: Path, out: Path, dtype: str | None = None, progress:
     reader = PieceReader(folder)
     kept = DTYPES[config.precision if dtype is None else dtype]
     renamed = {theirs: piece for piece in reader.pieces() for theirs in _renamed(piece, config.model, kept)}
-    done = 0
-
-    def read(piece: Piece) -> Tensor:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, len(renamed))
-        return reader.read(renamed[piece]).to(piece.dtype)
-
+    read = counted(lambda piece: reader.read(renamed[piece]).to(piece.dtype), len(renamed), progress)
     with appearing(out) as temporary:
         place = temporary / RELEASE
         place.mkdir(parents=True)

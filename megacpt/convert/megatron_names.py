@@ -13,10 +13,10 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from megacpt.checkpoint.pieces import LAYERS
 from megacpt.config import ModelConfig
 from megacpt.errors import CheckpointError, ConfigError
 
-LAYERS = "decoder.layers."
 _OUTSIDE = {
     "embedding.word_embeddings.weight",
     "decoder.final_layernorm.weight",

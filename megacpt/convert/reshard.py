@@ -9,19 +9,16 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-from torch import Tensor
-
 from megacpt.checkpoint.block_writer import write_pieces
 from megacpt.checkpoint.manifest import MANIFEST
-from megacpt.checkpoint.pieces import Piece, PieceReader
+from megacpt.checkpoint.pieces import LAYERS, Piece, PieceReader
 from megacpt.checkpoint.store import Retention, Store, checkpoint_step, find_checkpoint, verify
 from megacpt.config import ModelConfig, dump, load_run
 from megacpt.continuation.boundary import RUN, create_run, started
-from megacpt.convert.derived import Progress, check_free
+from megacpt.convert.derived import Progress, check_free, counted
 from megacpt.errors import CheckpointError, ConfigError
 from megacpt.runtime.layout import is_first_rank, start_process_group
 
-_STACKED = "decoder.layers."
 # What tensor parallelism cuts: rows of these, columns of those. All else is whole on every rank.
 _ROWS = (
     "linear_qkv.weight",
@@ -68,15 +65,7 @@ def reshard(checkpoint: Path, out: Path, tensor: int = 1, expert: int = 1, progr
     config = load_run(folder / RUN)
     reader = PieceReader(folder)
     pieces = list(_blocks(reader, config.model, tensor, expert))
-    done = 0
-
-    def read(piece: Piece) -> Tensor:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, len(pieces))
-        return reader.read(piece)
-
+    read = counted(reader.read, len(pieces), progress)
     config = config.model_copy(update={"run": out})
     texts = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.json")}
     files = {name: text for name, text in texts.items() if name not in (MANIFEST, "metadata.json")}
@@ -107,7 +96,7 @@ def _blocks(reader: PieceReader, model: ModelConfig, tensor: int, expert: int) -
 
 def _layer_dims(name: str) -> int:
     """Return how many leading dims number layers: one where those of a model are stacked, none where they are named."""
-    behind = name.partition(_STACKED)[2]
+    behind = name.partition(LAYERS)[2]
     return int(bool(behind) and not behind[0].isdigit())
 
 

@@ -56,14 +56,7 @@ class CompiledTernary:
 
     def block_abs_sums(self, weights: Sequence[Tensor], blocks: Sequence[Blocks]) -> list[Tensor]:
         """See `megacpt.ops.ternarise.block_abs_sums`."""
-        weights = [weight.contiguous() for weight in weights]
-        sums, rows = sum_buffers(weights, blocks)
-        listed = array(
-            [
-                matrix(weight, at, sums=total, row_sums=row)
-                for weight, at, total, row in zip(weights, blocks, sums, rows, strict=True)
-            ]
-        )
+        _kept, sums, listed = summed(weights, blocks)
         self._sums(listed, len(listed), FORMATS[weights[0].dtype], torch.get_num_threads(), self._isa)
         return sums
 
@@ -92,13 +85,15 @@ class CompiledTernary:
         self._unpack(listed, bytes_each, FORMATS[out.dtype], torch.get_num_threads(), self._isa)
 
 
-def sum_buffers(weights: Sequence[Tensor], blocks: Sequence[Blocks]) -> tuple[list[Tensor], list[Tensor]]:
-    """The sums by block, [..., R, C] float64, and room for those by row, [..., o, C]."""
-    sums, rows = [], []
+def summed(weights: Sequence[Tensor], blocks: Sequence[Blocks]) -> tuple[list[Tensor], list[Tensor], Array[Matrix]]:
+    """The list for `block_abs_sums`, the tensors that must outlive it, and the sums by block, [..., R, C] float64."""
+    kept, sums, listed = [], [], []
     for weight, at in zip(weights, blocks, strict=True):
         sums.append(weight.new_empty(*weight.shape[:-2], at.rows, at.columns, dtype=torch.float64))
-        rows.append(weight.new_empty(*weight.shape[:-1], at.columns, dtype=torch.float64))
-    return sums, rows
+        rows = weight.new_empty(*weight.shape[:-1], at.columns, dtype=torch.float64)
+        kept += [weight.contiguous(), rows]
+        listed.append(matrix(kept[-2], at, sums=sums[-1], row_sums=rows))
+    return kept, sums, array(listed)
 
 
 def quantised(

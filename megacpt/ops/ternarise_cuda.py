@@ -16,7 +16,7 @@ from torch import Tensor
 from megacpt.ops import ternarise_reference
 from megacpt.ops.native_cuda import current_stream, launched, library
 from megacpt.ops.tensors import FORMATS
-from megacpt.ops.ternarise_cpu import array, formats, matrix, quantised, sum_buffers
+from megacpt.ops.ternarise_cpu import formats, quantised, summed
 from megacpt.ops.ternarise_reference import Blocks
 
 
@@ -37,10 +37,7 @@ class CudaTernary:
 
     def block_abs_sums(self, weights: Sequence[Tensor], blocks: Sequence[Blocks]) -> list[Tensor]:
         """See `megacpt.ops.ternarise.block_abs_sums`."""
-        weights = [weight.contiguous() for weight in weights]
-        sums, rows = sum_buffers(weights, blocks)
-        described = zip(weights, blocks, sums, rows, strict=True)
-        listed = array([matrix(weight, at, sums=total, row_sums=row) for weight, at, total, row in described])
+        _kept, sums, listed = summed(weights, blocks)
         device = weights[0].device
         with launched(device) as check:
             check(self._sums(listed, len(listed), FORMATS[weights[0].dtype], self._stream(device)))

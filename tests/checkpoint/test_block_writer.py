@@ -67,3 +67,13 @@ def test_without_a_source_it_begins_anew(pools: Pools, tmp_path: Path) -> None:
 
 def test_an_error_is_told_as_it_is(pools: Pools, tmp_path: Path) -> None:
     assert write(pools, tmp_path / "x", 2, stop=1, error="CheckpointError")["ended"] == "CheckpointError"
+
+
+def test_a_line_that_was_cut_off_costs_nothing_that_comes_later(pools: Pools, tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    write(pools, folder, stop=3)
+    with (folder / "journal-0.jsonl").open("a") as file:
+        file.write('{"source": "a", "fi')
+    assert write(pools, folder, stop=4)["made"] == 4
+    assert write(pools, folder) == {"made": len(PIECES) - 7, "ended": "well"}
+    assert right(pools, folder)
